@@ -1,0 +1,104 @@
+#include "core/thread_pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <limits>
+
+#include "core/check.h"
+#include "core/clock.h"
+
+namespace moe {
+namespace {
+
+void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Waits until `value` is no longer `old`: spins for at most `spin`, then parks.
+void WaitWhile(const std::atomic<std::uint32_t>& value, std::uint32_t old, std::chrono::microseconds spin) {
+  if (spin.count() > 0) {
+    const TimePoint end = Clock::now() + spin;
+    do {
+      for (int i = 0; i < 32; ++i) {
+        if (value.load() != old) return;
+        Pause();
+      }
+    } while (Clock::now() < end);
+  }
+  value.wait(old);
+}
+
+void PinTo(std::thread& thread, int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(static_cast<std::size_t>(cpu), &set);
+  // A refusal costs speed, not correctness.
+  (void)pthread_setaffinity_np(thread.native_handle(), sizeof(set), &set);
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(Options options) : options_(std::move(options)) {
+  MOE_CHECK(options_.threads >= 1);
+  for (int t = 1; t < options_.threads; ++t) {
+    workers_.emplace_back([this, t] { Run(t); });
+    const auto slot = static_cast<std::size_t>(t - 1);
+    if (slot < options_.cpus.size()) PinTo(workers_.back(), options_.cpus[slot]);
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  stop_.store(true);
+  epoch_.fetch_add(1);
+  epoch_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::ParallelFor(std::size_t count, Item item) {
+  if (count == 0) return;
+  const std::lock_guard lock(turn_);
+  if (count == 1 || workers_.empty()) {
+    for (std::size_t i = 0; i < count; ++i) item(i, 0);
+    return;
+  }
+  MOE_CHECK(count < std::numeric_limits<std::uint32_t>::max());
+  const std::uint32_t epoch = epoch_.load() + 1;
+  item_.store(&item);
+  count_.store(static_cast<std::uint32_t>(count));
+  done_.store(0);
+  next_.store(std::uint64_t{epoch} << 32);
+  epoch_.store(epoch);
+  epoch_.notify_all();
+  Work(epoch, 0);
+  for (std::uint32_t done = done_.load(); done != count; done = done_.load())
+    WaitWhile(done_, done, std::chrono::microseconds(options_.spin_microseconds));
+}
+
+void ThreadPool::Run(int thread) {
+  std::uint32_t seen = 0;
+  while (true) {
+    WaitWhile(epoch_, seen, std::chrono::microseconds(options_.spin_microseconds));
+    seen = epoch_.load();
+    if (stop_.load()) return;
+    Work(seen, thread);
+  }
+}
+
+void ThreadPool::Work(std::uint32_t epoch, int thread) {
+  std::uint64_t next = next_.load();
+  while (next >> 32 == epoch) {
+    const Item* item = item_.load();
+    const std::uint32_t count = count_.load();
+    const auto index = static_cast<std::uint32_t>(next);
+    if (index >= count) return;
+    if (!next_.compare_exchange_weak(next, next + 1)) continue;
+    (*item)(index, thread);
+    if (done_.fetch_add(1) + 1 == count) done_.notify_one();
+    next = next_.load();
+  }
+}
+
+}  // namespace moe

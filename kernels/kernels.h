@@ -1,0 +1,94 @@
+// What the layers compute with: one contract, implemented by a plain reference and by SIMD code for several instruction
+// sets. All SIMD targets give the same bits as one another (docs/architecture.md, invariant 1); the reference agrees
+// with them within the rounding that the order of summation allows.
+//
+// Shared rules, which make a row's bits independent of rows beside it, tiles, threads and instruction sets:
+//  - "running sum": acc = fma(a_k, b_k, acc), k ascending from acc = 0;
+//  - "lane sum" over n values: 16 partial sums, value i goes to partial i % 16 in ascending order (fma where it is a sum
+//    of products), then partial j += partial j + 8, then + 4, + 2, + 1;
+//  - exp is the polynomial of kernels/exp.h, fused multiply-adds written as such, the same for vectors and scalars.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "core/matrix.h"
+#include "kernels/packed_matrix.h"
+
+namespace moe {
+
+/// Positions that share a page of the KV cache and a block of the attention sums. Pages lie at absolute positions
+/// 32 * index, so that the order of the sums depends on the position alone. 32 positions are two AVX-512 registers.
+inline constexpr std::size_t kPageTokens = 32;
+
+/// How rotary embedding pairs the elements of a head of width r: (i, i + r/2), or (2i, 2i + 1).
+enum class RopePairing : std::uint8_t { kHalfSplit, kInterleaved };
+
+/// One query position against the cached positions that it sees, for the query heads that share one KV head.
+struct AttentionTask {
+  MatrixView<const float> queries;            // (heads, key_dim)
+  std::span<const float* const> key_pages;    // by absolute page: (key_dim, kPageTokens), one column a position
+  std::span<const float* const> value_pages;  // by absolute page: (kPageTokens, value_dim)
+  std::size_t begin = 0;                      // visible positions [begin, end), end > begin
+  std::size_t end = 0;
+  float scale = 1;
+  MatrixView<float> out;  // (heads, value_dim)
+};
+
+class Kernels {
+ public:
+  virtual ~Kernels() = default;
+
+  /// "reference", "portable", "avx2", "avx3", "avx3_dl", …
+  virtual std::string_view name() const = 0;
+
+  /// Y(T, n) = X(T, k) W^T for the outputs of panels [panel_begin, panel_end) of W; other columns of Y are untouched.
+  /// y.cols() = W.rows(), x.cols() = W.cols(). Each element is one running sum over k; weights are widened exactly.
+  virtual void MatMulPanels(MatrixView<const float> x, const PackedMatrix& w, std::size_t panel_begin,
+                            std::size_t panel_end, MatrixView<float> y) const = 0;
+
+  /// y = weight * x / sqrt(mean(x²) + eps); the sum of squares is a lane sum. y may be x.
+  virtual void RmsNorm(std::span<const float> x, std::span<const float> weight, float eps, std::span<float> y) const = 0;
+
+  /// Rotates each head of `heads` (n, width ≥ r) in place by the angles whose cosines and sines are given, (r/2) each;
+  /// the elements past r pass. A pair (a, b) becomes (a cos − b sin, b cos + a sin), each fma(a, cos, −(b * sin)) and
+  /// fma(b, cos, a * sin).
+  virtual void Rope(MatrixView<float> heads, std::span<const float> cos, std::span<const float> sin,
+                    RopePairing pairing) const = 0;
+
+  /// gate[i] = silu(gate[i]) * up[i], silu(z) = z / (1 + exp(−z)).
+  virtual void SiluMul(std::span<float> gate, std::span<const float> up) const = 0;
+
+  /// y[i] += x[i].
+  virtual void Add(std::span<const float> x, std::span<float> y) const = 0;
+
+  /// y[i] = fma(scale, x[i], y[i]).
+  virtual void AddScaled(float scale, std::span<const float> x, std::span<float> y) const = 0;
+
+  /// x = exp(x − max) / sum of those; the sum is a lane sum.
+  virtual void Softmax(std::span<float> x) const = 0;
+
+  /// log(sum(exp(x))) with the maximum taken out; the sum is a lane sum.
+  virtual float LogSumExp(std::span<const float> x) const = 0;
+
+  /// out = softmax(scale * q·k) v over the visible positions, for each query head: online softmax in blocks of
+  /// kPageTokens absolute positions, ascending. In a block: scores are running sums over key_dim, then times scale;
+  /// invisible positions weigh nothing; the new maximum m' = max(m, block's); earlier sums are scaled by exp(m − m');
+  /// weights p = exp(s − m'); their sum over the 32 positions is a lane sum, added to the total; each output is
+  /// a running sum over the block's positions continued from the scaled one (p = 0 terms are skipped or added alike).
+  virtual void Attention(const AttentionTask& task) const = 0;
+};
+
+/// Plain loops in fp32 with double accumulators where that is the honest reference; slow, for tests.
+const Kernels& ReferenceKernels();
+
+/// The SIMD implementation for the best instruction set of this machine.
+const Kernels& SimdKernels();
+
+/// Every SIMD implementation that can run on this machine, best first, the portable one last.
+std::vector<const Kernels*> AvailableSimdKernels();
+
+}  // namespace moe

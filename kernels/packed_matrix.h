@@ -1,0 +1,56 @@
+// A weight matrix laid out once, at load, so that matmul reads it strictly forward. The layout is the same on every
+// instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "core/aligned_buffer.h"
+#include "kernels/weight_type.h"
+
+namespace moe {
+
+/// A stored weight matrix as a checkpoint has it: (rows, cols) row-major, rows = outputs, cols = inputs.
+/// `data` need not be aligned to the element.
+struct WeightView {
+  WeightType type = WeightType::kF32;
+  const std::byte* data = nullptr;
+  std::size_t rows = 0;
+  std::size_t cols = 0;
+
+  float at(std::size_t row, std::size_t col) const;
+};
+
+/// W of shape (rows = n outputs, cols = k inputs), as panels of 16 outputs: [ceil(n / 16)][k][16], 64-byte aligned, the
+/// last panel padded with zeros. 16 fp32 outputs are one AVX-512 register or two AVX2 registers.
+class PackedMatrix {
+ public:
+  static constexpr std::size_t kPanelWidth = 16;
+
+  PackedMatrix() = default;
+
+  /// Packs `parts` one below the other (their cols agree), converted to `type`; rounds to nearest even when narrowing.
+  static PackedMatrix Pack(std::span<const WeightView> parts, WeightType type);
+  static PackedMatrix Pack(const WeightView& source, WeightType type) { return Pack({&source, 1}, type); }
+
+  WeightType type() const { return type_; }
+  std::size_t rows() const { return rows_; }
+  std::size_t cols() const { return cols_; }
+  std::size_t panels() const { return (rows_ + kPanelWidth - 1) / kPanelWidth; }
+  std::size_t bytes() const { return data_.size(); }
+  bool empty() const { return rows_ == 0; }
+
+  /// (cols, 16) elements of type(), of outputs 16 * index … 16 * index + 15.
+  const std::byte* panel(std::size_t index) const {
+    return data_.data() + index * cols_ * kPanelWidth * BytesPerWeight(type_);
+  }
+
+ private:
+  WeightType type_ = WeightType::kF32;
+  std::size_t rows_ = 0;
+  std::size_t cols_ = 0;
+  AlignedBuffer<std::byte> data_;
+};
+
+}  // namespace moe

@@ -1,0 +1,25 @@
+// The number formats that weights are kept in.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+namespace moe {
+
+enum class WeightType : std::uint8_t { kF32, kBf16, kF16 };
+
+/// As users write it: "f32", "bf16", "f16".
+std::string_view Name(WeightType type);
+std::optional<WeightType> ParseWeightType(std::string_view name);
+
+constexpr std::size_t BytesPerWeight(WeightType type) { return type == WeightType::kF32 ? 4 : 2; }
+
+// Conversions. Widening is exact; narrowing rounds to nearest, ties to even, and keeps NaN.
+float Bf16ToF32(std::uint16_t bits);
+std::uint16_t F32ToBf16(float value);
+float F16ToF32(std::uint16_t bits);
+std::uint16_t F32ToF16(float value);
+
+}  // namespace moe

@@ -1,0 +1,99 @@
+// The only door to prometheus-cpp: named families of counters, gauges and histograms, and the HTTP server that a
+// Prometheus scrapes. Names, labels and units: docs/metrics.md.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/status.h"
+
+namespace moe {
+
+using Labels = std::map<std::string, std::string>;
+
+/// Handles are cheap to copy and live as long as their registry. All calls are safe from any thread; none allocates.
+class Counter {
+ public:
+  void Add(double amount = 1) const;
+  double value() const;
+
+ private:
+  friend class MetricsRegistry;
+  explicit Counter(void* metric) : metric_(metric) {}
+  void* metric_;
+};
+
+class Gauge {
+ public:
+  void Set(double value) const;
+  void Add(double amount) const;
+  double value() const;
+
+ private:
+  friend class MetricsRegistry;
+  explicit Gauge(void* metric) : metric_(metric) {}
+  void* metric_;
+};
+
+class Histogram {
+ public:
+  void Observe(double value) const;
+
+ private:
+  friend class MetricsRegistry;
+  explicit Histogram(void* metric) : metric_(metric) {}
+  void* metric_;
+};
+
+/// One set of metrics of one process; exports process_* (resident and virtual memory, CPU seconds, open files, start
+/// time, threads) too, unless asked not to. Asking for the same name and labels again gives the same metric.
+class MetricsRegistry {
+ public:
+  enum class Process { kExport, kLeaveOut };
+
+  explicit MetricsRegistry(Process process = Process::kExport);
+  ~MetricsRegistry();
+
+  Counter AddCounter(const std::string& name, const std::string& help, const Labels& labels = {});
+  Gauge AddGauge(const std::string& name, const std::string& help, const Labels& labels = {});
+  /// `buckets`: ascending upper bounds.
+  Histogram AddHistogram(const std::string& name, const std::string& help, std::span<const double> buckets,
+                         const Labels& labels = {});
+
+  /// The text exposition format.
+  std::string Text() const;
+
+ private:
+  friend class MetricsServer;
+  struct State;
+  std::shared_ptr<State> state_;
+};
+
+/// Upper bounds first, first * factor, … (count of them).
+std::vector<double> ExponentialBuckets(double first, double factor, int count);
+
+/// Serves registries over HTTP, each on a path of its own ("/metrics", "/metrics/experts").
+class MetricsServer {
+ public:
+  /// Listens on host:port, port 0 for any free one. UNAVAILABLE naming the address when it is taken.
+  static Result<std::unique_ptr<MetricsServer>> Start(const std::string& host, int port);
+  ~MetricsServer();
+
+  /// Serves `registry` under `path` from now on; the registry must outlive the server.
+  void Serve(const std::string& path, const MetricsRegistry& registry);
+
+  /// "127.0.0.1:9400", the port really bound.
+  const std::string& address() const { return address_; }
+
+ private:
+  MetricsServer();
+  struct State;
+  std::unique_ptr<State> state_;
+  std::string address_;
+};
+
+}  // namespace moe
