@@ -41,6 +41,11 @@ function(moe_library name)
   target_link_libraries(${name} PUBLIC moe_options ${arg_DEPS} PRIVATE moe_warnings ${arg_PRIVATE_DEPS})
 endfunction()
 
+# moe_tests_LABEL builds the test programs of one label, so that a sanitizer build makes only those that run under it.
+foreach(label unit concurrent contract mpi e2e)
+  add_custom_target(moe_tests_${label})
+endforeach()
+
 # moe_test(NAME SOURCES a_test.cpp … DEPS … [LABELS …] [ARGS …]): one test binary, one ctest entry.
 function(moe_test name)
   cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
@@ -52,4 +57,10 @@ function(moe_test name)
     set(arg_TIMEOUT 300)
   endif()
   set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT} LABELS "${arg_LABELS}")
+  foreach(label IN LISTS arg_LABELS)
+    if(NOT TARGET moe_tests_${label})
+      message(FATAL_ERROR "${name}: label \"${label}\" is unknown (unit, concurrent, contract, mpi, e2e)")
+    endif()
+    add_dependencies(moe_tests_${label} ${name})
+  endforeach()
 endfunction()
