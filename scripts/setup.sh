@@ -23,7 +23,7 @@ PACKAGES=(
   # To test and measure.
   libgtest-dev libgmock-dev libbenchmark-dev prometheus clang-format clang-tidy procps
   # Clients and test programs in Python: always /usr/bin/python3, whose grpcio is Debian's.
-  python3 python3-grpcio python3-grpc-tools python3-protobuf
+  python3 python3-grpcio python3-protobuf
 )
 
 fail() {
