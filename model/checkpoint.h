@@ -1,29 +1,18 @@
 // Hugging Face checkpoints: model.safetensors, or model.safetensors.index.json and its shards.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <map>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "core/status.h"
-#include "kernels/packed_matrix.h"
+#include "model/safetensors.h"
 
 namespace moe {
-
-/// Where a tensor lies, checked: its bytes are inside the file and are exactly its shape times its element.
-struct TensorInfo {
-  std::string dtype;  // "F32", "BF16", "F16", …
-  std::vector<std::int64_t> shape;
-  std::size_t file = 0;        // index into the checkpoint's files
-  std::uint64_t offset = 0;    // from the beginning of the file
-  std::uint64_t bytes = 0;
-
-  std::uint64_t elements() const;
-};
 
 /// A tensor's bytes, mapped read-only for as long as this lives.
 class MappedTensor {
@@ -33,6 +22,7 @@ class MappedTensor {
   MappedTensor& operator=(MappedTensor&& other) noexcept;
   ~MappedTensor();
 
+  /// Aligned to nothing; null when the tensor has no bytes.
   const std::byte* data() const { return data_; }
   std::uint64_t bytes() const { return bytes_; }
 
@@ -44,11 +34,14 @@ class MappedTensor {
   std::uint64_t bytes_ = 0;
 };
 
-/// The tensors of one checkpoint by name. Opening reads headers only; data is mapped tensor by tensor.
+/// The tensors of one checkpoint by name. Opening reads headers only; data is mapped tensor by tensor. Find and Map may
+/// be called from several threads.
 class Checkpoint {
  public:
   /// Every offset and shape is checked before anything is used: header length, JSON, dtype, overflow, bytes past the
-  /// end, overlaps, holes, duplicates, an index naming a shard or a tensor that is not there. Errors name file and tensor.
+  /// end, overlaps, holes, duplicates, an index naming a shard or a tensor that is not there. Errors name file and
+  /// tensor. A folder with both model.safetensors and an index is read from model.safetensors, as published software
+  /// does.
   static Result<Checkpoint> Open(const std::filesystem::path& directory);
 
   Checkpoint(Checkpoint&&) noexcept;
@@ -56,24 +49,31 @@ class Checkpoint {
   ~Checkpoint();
 
   const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
+  /// "model-00001-of-00003.safetensors"
+  const std::string& file_name(const TensorInfo& tensor) const { return files_[tensor.file]; }
   /// NOT_FOUND naming the tensor.
   Result<const TensorInfo*> Find(const std::string& name) const;
   Result<MappedTensor> Map(const std::string& name) const;
 
-  /// Bytes that Map has mapped so far, over the checkpoint's life: what a process really read.
-  std::uint64_t mapped_bytes() const { return mapped_bytes_; }
+  /// Bytes of the tensors that Map has mapped so far, over the checkpoint's life: what a process really read.
+  std::uint64_t mapped_bytes() const { return mapped_bytes_.load(); }
 
   /// 16 hex digits over config.json and every file's header and size: the same checkpoint on two machines gives the
   /// same digits. (Not over the data: hashing hundreds of gigabytes at every start would cost more than loading them.)
   const std::string& fingerprint() const { return fingerprint_; }
 
  private:
-  Checkpoint();
-  std::vector<std::filesystem::path> files_;
-  std::vector<int> descriptors_;
+  class Fingerprint;
+
+  Checkpoint() = default;
+  Status OpenFile(const std::filesystem::path& directory, const std::string& name, Fingerprint& fingerprint);
+  Status OpenShards(const std::filesystem::path& directory, Fingerprint& fingerprint);
+
+  std::vector<std::string> files_;  // names in the folder
+  std::vector<int> descriptors_;    // one a file, owned
   std::map<std::string, TensorInfo> tensors_;
   std::string fingerprint_;
-  mutable std::uint64_t mapped_bytes_ = 0;
+  mutable std::atomic<std::uint64_t> mapped_bytes_ = 0;
 };
 
 }  // namespace moe

@@ -11,6 +11,7 @@
 #include "core/status.h"
 #include "kernels/kernels.h"
 #include "kernels/weight_type.h"
+#include "model/tensor_names.h"
 
 namespace moe {
 
@@ -82,6 +83,7 @@ struct ModelConfig {
   WeightType stored_type = WeightType::kF32;  // torch_dtype / dtype
   RopeSpec rope;
   std::vector<LayerSpec> layers;
+  TensorNames tensor_names;
   std::vector<std::uint32_t> eos_token_ids;  // generation_config.json's, else config.json's
   std::vector<std::string> warnings;         // unknown keys, one sentence that names them
 
@@ -96,5 +98,8 @@ struct ModelConfig {
 /// Reads and checks `directory`/config.json and generation_config.json. INVALID_ARGUMENT or NOT_FOUND naming the file,
 /// the key and the value.
 Result<ModelConfig> ReadModelConfig(const std::filesystem::path& directory);
+
+/// The same for one file of config.json's form wherever it lies, without looking at generation_config.json.
+Result<ModelConfig> ReadModelConfigFile(const std::filesystem::path& file);
 
 }  // namespace moe

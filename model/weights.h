@@ -16,8 +16,8 @@ namespace moe {
 
 /// One gated MLP: an expert, or a dense layer's.
 struct MlpWeights {
-  PackedMatrix gate_up;          // (2 * intermediate, hidden): gate's outputs, then up's
-  PackedMatrix down;             // (hidden, intermediate)
+  PackedMatrix gate_up;             // (2 * intermediate, hidden): gate's outputs, then up's
+  PackedMatrix down;                // (hidden, intermediate)
   std::vector<float> gate_up_bias;  // empty when there is none
   std::vector<float> down_bias;
 

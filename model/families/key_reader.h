@@ -1,0 +1,88 @@
+// Typed, ranged reads of a configuration's keys. A family reads what it needs one line a key; errors name the file, the
+// key, the value and what was allowed. Every key that is read is remembered, so that what nobody read can be found.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/status.h"
+#include "model/json.h"
+
+namespace moe {
+
+/// Both ends allowed.
+struct IntRange {
+  std::int64_t min = 1;
+  std::int64_t max = std::numeric_limits<int>::max();  // at most int's
+};
+struct RealRange {
+  double min = 0;
+  double max = 0;
+};
+
+/// A key that changes what the model computes and that a family does not compute: refused unless absent, null or one of
+/// the neutral values (JSON texts).
+struct MathematicalKey {
+  std::string_view key;
+  std::vector<std::string_view> neutral;
+};
+
+/// Failures are sticky: after the first one, reads return some value in range and status() says what was wrong. Call
+/// status() before trusting any of them.
+class KeyReader {
+ public:
+  /// `file` is for messages; `object` must outlive this. `prefix` ("rope_scaling.") goes before keys in messages.
+  KeyReader(const JsonValue& object, std::string file, std::string prefix = "");
+
+  /// Required; absent and null are errors.
+  int Int(std::string_view key, IntRange range);
+  double Real(std::string_view key, RealRange range);
+
+  /// Nothing when absent or null.
+  std::optional<int> OptionalInt(std::string_view key, IntRange range);
+  std::optional<double> OptionalReal(std::string_view key, RealRange range);
+  std::optional<bool> OptionalBool(std::string_view key);
+  std::optional<std::string> OptionalString(std::string_view key);
+  std::vector<std::string> OptionalStrings(std::string_view key);
+  /// A whole number or a list of them.
+  std::optional<std::vector<std::uint32_t>> OptionalTokenIds(std::string_view key, int vocab_size);
+  /// The object under `key` as a reader of its own, whose failures are its own.
+  std::optional<KeyReader> OptionalObject(std::string_view key);
+  /// An index of `choices`.
+  std::optional<std::size_t> OptionalChoice(std::string_view key, std::span<const std::string_view> choices);
+
+  /// Records "FILE: PREFIXKEY is VALUE, not ALLOWED" (KEY of this object) when there is no failure yet.
+  void Refuse(std::string_view key, std::string_view allowed);
+  /// Records another failure when there is none yet: of a part's reader, or a message that goes after "FILE: ".
+  void Fail(const Status& status);
+  void Fail(std::string_view message);
+
+  /// Keys that nobody read, against the two other lists: a mathematical one that is not neutral is a failure, a
+  /// harmless one is passed over, any other gets one sentence in `warnings`.
+  void CheckUnread(std::span<const std::string_view> harmless, std::span<const MathematicalKey> mathematical,
+                   std::vector<std::string>& warnings);
+
+  const Status& status() const { return status_; }
+  const std::string& file() const { return file_; }
+
+ private:
+  /// The value, remembered as read; null when absent or null.
+  const JsonValue* Read(std::string_view key);
+  template <typename Value>
+  std::optional<Value> Check(std::string_view key, std::optional<Value> value, bool in_range, std::string_view allowed);
+  void Missing(std::string_view key);
+
+  const JsonValue* object_;
+  std::string file_;
+  std::string prefix_;
+  std::set<std::string, std::less<>> read_;
+  Status status_;
+};
+
+}  // namespace moe

@@ -1,0 +1,30 @@
+// Llama 2, 3, 3.1, 3.2 (dense): biases by key, rope scaling, tied embeddings.
+#include "model/families/decoder_common.h"
+#include "model/families/family.h"
+
+namespace moe {
+namespace {
+
+void Parse(KeyReader& keys, ModelConfig& config) {
+  ReadDecoderSizes(keys, config);
+  LayerSpec layer{.attention = ReadAttention(keys, config)};
+  layer.attention.qkv_bias = keys.OptionalBool("attention_bias").value_or(false);
+  layer.attention.out_bias = layer.attention.qkv_bias;
+  layer.dense_mlp = {.intermediate = keys.Int("intermediate_size", kIntermediateSizes),
+                     .bias = keys.OptionalBool("mlp_bias").value_or(false)};
+  config.rope = ReadRope(keys, config, layer.attention.head_dim, 1e4);
+  config.layers = ReadLayers(keys, layer);
+}
+
+}  // namespace
+
+const Family& LlamaFamily() {
+  static const Family family = {.model_type = "llama",
+                                .architecture = "LlamaForCausalLM",
+                                .parse = Parse,
+                                .harmless = {},
+                                .mathematical = PlainDecoderMathematicalKeys()};
+  return family;
+}
+
+}  // namespace moe

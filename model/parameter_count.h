@@ -1,0 +1,36 @@
+// How many parameters a model has, exactly: in all, per token, by part. Counted as logical parameters: a tied table
+// once.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "model/config.h"
+#include "model/tensor_specs.h"
+
+namespace moe {
+
+/// "embedding", "attention", "router", "experts", "shared_experts", "dense_ffn", "norms", "head".
+std::string_view Name(ModelPart part);
+
+struct ParameterCount {
+  std::uint64_t total = 0;
+  /// Every weight that one token's forward pass touches, embedding and output matrices included.
+  std::uint64_t active = 0;
+  /// `active` minus the embedding table, except where that is also the output matrix, which every token touches.
+  std::uint64_t active_without_embedding = 0;
+
+  std::array<std::uint64_t, kNumModelParts> by_part{};  // indexed by ModelPart; their sum is `total`
+  /// Of one routed expert of each layer, 0 for dense layers.
+  std::vector<std::uint64_t> parameters_each;
+
+  std::uint64_t part(ModelPart part) const { return by_part[static_cast<std::size_t>(part)]; }
+  /// All but the routed experts: what a router holds.
+  std::uint64_t dense() const { return total - part(ModelPart::kExperts); }
+};
+
+ParameterCount CountParameters(const ModelConfig& config);
+
+}  // namespace moe
