@@ -160,7 +160,6 @@ int Run(const Options& options) {
   if (!options.ids) {
     grpc::ClientContext context;
     SetDeadline(context, options);
-    context.set_wait_for_ready(true);
     moe::v1::ModelDescription model;
     if (const grpc::Status status = stub->GetModel(&context, {}, &model); !status.ok()) return Fail(status);
     if (model.vocab_size() != kByteVocabulary) {
@@ -183,7 +182,7 @@ int Main(int argc, char** argv) {
   app.add_option("texts", options.texts, "What to continue; several make one batch")->required();
   app.add_option("--server", options.server, "HOST:PORT")->capture_default_str();
   app.add_flag("--ids", options.ids, "Texts and output are token ids");
-  app.add_option("--max-new-tokens", options.max_new_tokens)->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--max-new-tokens", options.max_new_tokens)->capture_default_str()->check(CLI::Range(1, 1000000));
   app.add_option("--temperature", options.temperature, "0 is greedy")->capture_default_str();
   app.add_option("--seed", options.seed, "Of the random numbers (drawn by the server)");
   app.add_flag("--stop-at-newline", options.stop_at_newline, "End a sequence with its line");

@@ -76,7 +76,7 @@ class Client:
 
     def get_model(self):
         request = self.stubs.inference_pb2.GetModelRequest()
-        return self.inference.GetModel(request, timeout=self.timeout_s, wait_for_ready=True)
+        return self.inference.GetModel(request, timeout=self.timeout_s)
 
     def get_cluster(self):
         return self.cluster.GetCluster(self.stubs.cluster_pb2.GetClusterRequest(), timeout=self.timeout_s)
@@ -149,8 +149,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--usage", action="store_true", help="print counts and times to stderr")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="of the whole call (%(default)s)")
     arguments = parser.parse_args()
-    if not 0 < arguments.max_new_tokens < 1 << 32:
-        parser.error(f"--max-new-tokens {arguments.max_new_tokens} is out of range (1 to 4294967295)")
+    if not 0 < arguments.max_new_tokens <= 1_000_000:
+        parser.error(f"--max-new-tokens {arguments.max_new_tokens} is out of range (1 to 1000000)")
     if arguments.seed is not None and not 0 <= arguments.seed < 1 << 64:
         parser.error(f"--seed {arguments.seed} is out of range (0 to 2^64 - 1)")
     if arguments.ids:
