@@ -15,11 +15,10 @@
 
 #include "core/clock.h"
 #include "core/ids.h"
+#include "core/memory_space.h"
 #include "core/status.h"
 
 namespace moe {
-
-enum class MemorySpace : std::uint8_t { kHost, kDevice };
 
 struct TransportLimits {
   std::size_t max_request_bytes = 0;  // payload of one request to one worker
@@ -38,7 +37,7 @@ class Exchange {
   virtual std::span<std::byte> request(WorkerId worker) = 0;
 
   /// Starts the exchange: request_bytes[w] bytes go to worker w, and one reply is awaited from it; 0 leaves it out.
-  /// INVALID_ARGUMENT over the limit. Returns before anything has arrived.
+  /// INVALID_ARGUMENT over the limit, before anything is sent. Returns before anything has arrived.
   virtual Status Start(std::span<const std::size_t> request_bytes) = 0;
 
   /// Makes progress without waiting; true when every reply is there.
@@ -47,10 +46,10 @@ class Exchange {
   /// All replies, or one error: DEADLINE_EXCEEDED or UNAVAILABLE naming the rank of a worker that has not answered.
   virtual Status Wait(Deadline deadline) = 0;
 
-  /// The reply of a worker that took part, valid until the next Start.
+  /// The reply of a worker that took part, valid until the next Start; empty for one that was left out.
   virtual std::span<const std::byte> reply(WorkerId worker) const = 0;
 
-  /// When that reply was complete.
+  /// When that reply was complete: written, where memory is shared, else seen by Poll or Wait.
   virtual TimePoint completed_at(WorkerId worker) const = 0;
 };
 
@@ -66,11 +65,12 @@ class Transport {
   virtual Rank rank(WorkerId worker) const = 0;
   virtual const TransportLimits& limits() const = 0;
 
-  /// At most limits().max_exchanges of them at a time; must be destroyed before the transport.
+  /// At most limits().max_exchanges of them at a time; must be destroyed before the transport. Destroying one between
+  /// Start and its end is an error, terminal like any other.
   virtual std::unique_ptr<Exchange> MakeExchange() = 0;
 };
 
-/// A request as a worker sees it; `payload` is valid until it is replied to.
+/// A request as a worker sees it; `payload`, 64-byte aligned, is valid until it is replied to.
 struct IncomingRequest {
   int router = 0;  // which of the attached routers asks
   std::span<const std::byte> payload;
@@ -84,14 +84,17 @@ class WorkerEndpoint {
 
   virtual const TransportLimits& limits() const = 0;
 
-  /// The next request of any router, in the order of arrival; nothing when `deadline` passed first. UNAVAILABLE when no
-  /// router is or can be attached any more.
+  /// The next request: each router's in the order of their Start, routers in turn. Nothing when `deadline` passed
+  /// first. UNAVAILABLE when no router is or can be attached any more. INTERNAL for one wrong frame: its router has
+  /// been told, and the next Receive goes on with the others.
   virtual Result<std::optional<IncomingRequest>> Receive(Deadline deadline) = 0;
 
-  /// Where the reply is written, max_reply_bytes, 64-byte aligned. Each request is replied to before the next Receive.
+  /// Where the reply is written, max_reply_bytes, 64-byte aligned, one buffer per open request. Requests may be replied
+  /// to in any order; a router's deadline runs meanwhile.
   virtual std::span<std::byte> reply_buffer(const IncomingRequest& request) = 0;
 
-  /// Sends the first `bytes` of the reply buffer, at most max_reply_bytes. The buffer is the transport's again.
+  /// Sends the first `bytes` of the reply buffer; INVALID_ARGUMENT over max_reply_bytes, and the request stays open.
+  /// The buffer and the request are the transport's again.
   virtual Status Reply(const IncomingRequest& request, std::size_t bytes) = 0;
 };
 

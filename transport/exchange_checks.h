@@ -1,0 +1,25 @@
+// What every transport checks alike, and how it names peers that have not answered.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "core/status.h"
+#include "transport/transport.h"
+
+namespace moe {
+
+/// INVALID_ARGUMENT unless every limit is usable.
+Status CheckLimits(const TransportLimits& limits);
+
+/// What Exchange::Start refuses: a wrong number of entries (a broken invariant) or a request over the limit.
+Status CheckRequestBytes(const Transport& transport, std::span<const std::size_t> request_bytes);
+
+/// What WorkerEndpoint::Reply refuses.
+Status CheckReplyBytes(const TransportLimits& limits, std::size_t bytes);
+
+/// "rank 3" or "ranks 3, 5": the workers whose entry of `pending` is not 0.
+std::string PendingRanks(const Transport& transport, std::span<const std::uint8_t> pending);
+
+}  // namespace moe
