@@ -108,7 +108,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     try:
         options = parse(arguments)
-        rules = [] if options.no_rules else [str(pathlib.Path(rule).resolve()) for rule in options.rules or [DEFAULT_RULES]]
+        chosen = [] if options.no_rules else options.rules or [DEFAULT_RULES]
+        rules = [str(pathlib.Path(rule).resolve()) for rule in chosen]
         text = configuration(targets_of(options), rules, options.scrape_interval, options.expert_metrics)
     except UsageError as error:
         print(f"generate.py: {error}", file=sys.stderr)

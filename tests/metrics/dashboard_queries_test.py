@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Runs every query of the Grafana dashboard, and every recording rule, against a real Prometheus that scrapes a cluster.
+"""Runs every query of the Grafana dashboard, and every recording rule, against a real Prometheus scraping a cluster.
 
 Each query must be accepted and give a series with a finite value before the deadline. A quantile of no observations is
 not finite: the cluster must be under load while this runs. Without --ready-file and --targets the cluster is
@@ -54,7 +54,8 @@ class Prometheus:
 
     def __init__(self, folder: pathlib.Path, source: list[str], deadline: Deadline) -> None:
         configuration = folder / "prometheus.yml"
-        generated = subprocess.run([sys.executable, str(GENERATE), "--scrape-interval", "1s", "--output", str(configuration), *source])
+        generated = subprocess.run(
+            [sys.executable, str(GENERATE), "--scrape-interval", "1s", "--output", str(configuration), *source])
         if generated.returncode != 0:
             raise Failure(f"{GENERATE.name} {' '.join(source)} exited with {generated.returncode}")
         self._log = folder / "prometheus.log"
@@ -122,7 +123,8 @@ def complaints(prometheus: Prometheus, queries: list[dashboard.Query], deadline:
 
 
 def dashboard_queries(expert_metrics: bool) -> list[dashboard.Query]:
-    return [query for query in dashboard.queries(dashboard.load()) if expert_metrics or EXPERT_METRIC not in query.expression]
+    queries = dashboard.queries(dashboard.load())
+    return [query for query in queries if expert_metrics or EXPERT_METRIC not in query.expression]
 
 
 def check(prometheus: Prometheus, expert_metrics: bool, deadline: Deadline) -> None:
@@ -140,7 +142,8 @@ def check(prometheus: Prometheus, expert_metrics: bool, deadline: Deadline) -> N
 
 
 def check_that_bad_queries_are_noticed(prometheus: Prometheus) -> None:
-    bad = {"sum(moe_steps_total": "parse error", "moe_no_such_metric": "no series", "moe_steps_total * NaN": "no finite value"}
+    bad = {"sum(moe_steps_total": "parse error", "moe_no_such_metric": "no series",
+           "moe_steps_total * NaN": "no finite value"}
     found = complaints(prometheus, [dashboard.Query("bad", expression) for expression in bad], Deadline(0))
     for expression, reason in bad.items():
         if sum(reason in line and line.endswith(expression) for line in found) != 1:
@@ -154,7 +157,8 @@ class FakeCluster(typing.NamedTuple):
     @staticmethod
     def start(folder: pathlib.Path, ranks: int, deadline: Deadline) -> "FakeCluster":
         ready_file = folder / "ready.json"
-        process = subprocess.Popen([sys.executable, "-B", str(HERE / "fake_exporter.py"), "--ranks", str(ranks), "--ready-file", str(ready_file)])
+        process = subprocess.Popen([sys.executable, "-B", str(HERE / "fake_exporter.py"), "--ranks", str(ranks),
+                                    "--ready-file", str(ready_file)])
         while not ready_file.exists():
             if process.poll() is not None or not deadline.poll():
                 process.terminate()

@@ -33,7 +33,8 @@ def histogram_lines(name: str, labels: str, seconds: float) -> list[str]:
         lines.append(f'{name}_bucket{{{labels}le="{bound:.6g}"}} {int(count * share)}')
         total += bound * count / 10 if index < 10 else 0
     plain = f"{{{labels[:-1]}}}" if labels else ""
-    return lines + [f'{name}_bucket{{{labels}le="+Inf"}} {count}', f"{name}_sum{plain} {total}", f"{name}_count{plain} {count}"]
+    lines.append(f'{name}_bucket{{{labels}le="+Inf"}} {count}')
+    return lines + [f"{name}_sum{plain} {total}", f"{name}_count{plain} {count}"]
 
 
 def exposition(ranks: int, rank: int, path: str, seconds: float) -> str | None:
