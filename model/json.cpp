@@ -1,6 +1,8 @@
 #include "model/json.h"
 
 #include <algorithm>
+#include <array>
+#include <charconv>
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -109,7 +111,8 @@ void Append(const JsonValue& value, std::size_t max_length, std::string& out) {
   } else if (const auto big = value.AsUnsigned()) {
     out += Cat(*big);
   } else if (const auto real = value.AsReal()) {
-    out += Cat(*real);
+    std::array<char, 32> digits{};  // as short as reads back the same
+    out.append(digits.data(), std::to_chars(digits.data(), digits.data() + digits.size(), *real).ptr);
   } else if (const std::string* text = value.AsString()) {
     out += Cat('"', Printable(*text, max_length), '"');
   } else if (const JsonValue::Array* array = value.AsArray()) {

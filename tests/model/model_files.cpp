@@ -1,0 +1,65 @@
+#include "tests/model/model_files.h"
+
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <stdexcept>
+
+#include "core/text.h"
+
+namespace moe {
+
+TemporaryFolder::TemporaryFolder() {
+  std::string name = (std::filesystem::temp_directory_path() / "moe-test-XXXXXX").string();
+  if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary folder: " + name);
+  path_ = name;
+}
+
+TemporaryFolder::~TemporaryFolder() {
+  std::error_code error;
+  std::filesystem::remove_all(path_, error);
+}
+
+void TemporaryFolder::Write(const std::string& name, std::string_view bytes) const {
+  std::ofstream out(path_ / name, std::ios::binary | std::ios::trunc);
+  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  if (!out) throw std::runtime_error("cannot write " + name);
+}
+
+void TemporaryFolder::CopyFrom(const std::filesystem::path& source) const {
+  for (const auto& entry : std::filesystem::directory_iterator(source)) {
+    if (entry.is_regular_file()) std::filesystem::copy_file(entry.path(), path_ / entry.path().filename());
+  }
+}
+
+std::string RawSafetensors(std::string_view header, std::string_view data) {
+  std::string file;
+  for (int shift = 0; shift < 64; shift += 8) file += static_cast<char>(std::uint64_t{header.size()} >> shift);
+  file += header;
+  file += data;
+  return file;
+}
+
+std::string Safetensors(const std::vector<TestTensor>& tensors) {
+  std::string header = "{\"__metadata__\": {\"format\": \"pt\"}";
+  std::string data;
+  for (const TestTensor& tensor : tensors) {
+    header += Cat(", \"", tensor.name, "\": {\"dtype\": \"", tensor.dtype, "\", \"shape\": [");
+    for (std::size_t i = 0; i < tensor.shape.size(); ++i) header += Cat(i == 0 ? "" : ", ", tensor.shape[i]);
+    header += Cat("], \"data_offsets\": [", data.size(), ", ", data.size() + tensor.bytes.size(), "]}");
+    data += tensor.bytes;
+  }
+  return RawSafetensors(header + "}", data);
+}
+
+std::string ReadBytes(const std::filesystem::path& file) {
+  std::ifstream in(file, std::ios::binary);
+  if (!in) throw std::runtime_error("cannot read " + file.string());
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+std::filesystem::path InRepository(std::string_view relative) {
+  return std::filesystem::path(MOE_SOURCE_DIR) / relative;
+}
+
+}  // namespace moe
