@@ -54,10 +54,11 @@ test_release() {
 test_asan() { run_ctest asan all --label-regex '^(unit|contract|mpi)$' --label-exclude '^e2e$'; }
 test_tsan() { run_ctest tsan all --label-regex '^concurrent$'; }
 
-# Under the sanitizers only the test programs that run there are built.
+# Under the sanitizers only the test programs that run there are built, and warnings stay warnings: instrumented code
+# makes GCC see what is not there, and the release build has judged the same files.
 build_release() { configure release -DMOE_WARNINGS_AS_ERRORS=ON && build release; }
-build_asan() { configure asan -DMOE_WARNINGS_AS_ERRORS=ON && build asan moe_tests_unit moe_tests_contract moe_tests_mpi; }
-build_tsan() { configure tsan -DMOE_WARNINGS_AS_ERRORS=ON && build tsan moe_tests_concurrent; }
+build_asan() { configure asan -DMOE_WARNINGS_AS_ERRORS=OFF && build asan moe_tests_unit moe_tests_contract moe_tests_mpi; }
+build_tsan() { configure tsan -DMOE_WARNINGS_AS_ERRORS=OFF && build tsan moe_tests_concurrent; }
 
 phase "setup" scripts/setup.sh
 for preset in "${presets[@]}"; do
