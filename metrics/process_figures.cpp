@@ -2,10 +2,11 @@
 
 #include <dirent.h>
 #include <sys/resource.h>
-#include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
+#include <ctime>
 #include <fstream>
 #include <iterator>
 #include <limits>

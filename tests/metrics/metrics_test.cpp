@@ -81,6 +81,7 @@ TEST(MetricsRegistryTest, ConcurrentObservationsAreAllCounted) {
   constexpr int kEach = 5000;
   {
     std::vector<std::jthread> threads;
+    threads.reserve(kThreads);
     for (int t = 0; t < kThreads; ++t) {
       threads.emplace_back([&] {
         for (int i = 0; i < kEach; ++i) {
