@@ -83,6 +83,7 @@ class FakeInferenceServer::Service final : public v1::Inference::Service {
                       grpc::ServerWriter<v1::GenerateEvent>& writer) {
     if (!options_.refuse_all_with.empty()) return {grpc::StatusCode::RESOURCE_EXHAUSTED, options_.refuse_all_with};
     if (fault == Fault::kRefuse) return {grpc::StatusCode::RESOURCE_EXHAUSTED, "queue is full"};
+    if (fault == Fault::kCancelCall) return {grpc::StatusCode::CANCELLED, "by the server"};
     if (fault == Fault::kHang) {
       std::unique_lock lock(mutex_);
       ++hanging_;

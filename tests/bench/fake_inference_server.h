@@ -19,9 +19,10 @@ enum class Fault {
   kFailSequence,   // Finish FAILED "worker lost"
   kStraySequence,  // an event for a sequence that the call does not have
   kInvalidToken,
-  kRefuse,    // RESOURCE_EXHAUSTED at once
-  kBreakOff,  // UNAVAILABLE after half of the tokens
-  kHang,      // no end until the client cancels
+  kRefuse,      // RESOURCE_EXHAUSTED at once
+  kBreakOff,    // UNAVAILABLE after half of the tokens
+  kHang,        // no end until the client cancels
+  kCancelCall,  // CANCELLED, which the client did not ask for
 };
 
 struct FakeInferenceOptions {
