@@ -36,6 +36,8 @@ void Backoff::Sleep(TimePoint now, Deadline deadline) {
   next_sleep_ = std::min(next_sleep_ * 2, longest);
   if (bell_ != nullptr) {
     bell_->WaitPast(seen_, until);
+    // A ring without a complete message is a step of a long one: more comes soon.
+    if (bell_->count() != seen_) Progress();
   } else {
     std::this_thread::sleep_until(until);
   }

@@ -107,7 +107,7 @@ Result<FrameVerdict> JudgeReply(std::span<const std::byte> frame, const ReplyExp
     return Unavailable("rank ", expected.peer, " refused a request: ",
                        std::string_view(reinterpret_cast<const char*>(text.data()), text.size()));
   }
-  if (header->kind == FrameKind::kRequest) {
+  if (header->kind != FrameKind::kReply && header->kind != FrameKind::kError && header->kind != FrameKind::kClose) {
     return Unavailable(WrongKind(*header, expected.peer, "reply").message());
   }
   if (header->epoch > expected.epoch || (same_epoch && header->sequence > expected.sequence)) {

@@ -120,9 +120,22 @@ MpiWorld::~MpiWorld() {
 }
 
 BackoffOptions MpiWorld::Waiting(Rank sender) const {
+  using std::chrono::microseconds;
+  using std::chrono::milliseconds;
   BackoffOptions options;
-  if (!oversubscribed_) options.spin = std::chrono::microseconds(20);
-  (void)sender;
+  if (!oversubscribed_) options.spin = microseconds(20);
+  if (bell(sender) != nullptr) {
+    // The ring ends the sleep. Polls are needed only for steps of a long message that ring nothing, so the sleep
+    // doubles with the time already waited; its ends bound what a lost step could cost.
+    options.yields = 3;
+    options.first_sleep = microseconds(50);
+    options.active_sleep = milliseconds(1);
+    options.idle_sleep = milliseconds(20);
+  } else {
+    // Polls are all there is.
+    options.active_sleep = microseconds(50);
+    options.idle_sleep = milliseconds(4);
+  }
   return options;
 }
 
