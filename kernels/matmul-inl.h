@@ -14,11 +14,12 @@ HWY_BEFORE_NAMESPACE();
 namespace moe {
 namespace HWY_NAMESPACE {
 
-// A block of rows and of k that the panels of one call stream past: 64 x 512 fp32 of x are 128 KiB, which stay in the
-// second-level cache beside the weights of a tile (two panels x 512: 64 KiB). Weights are read from memory once per 64
-// rows, 32 operations a byte of fp32: above the ratio of any machine in reach. Sums wait in y between blocks of k.
-inline constexpr std::size_t kBlockRows = 64;
-inline constexpr std::size_t kBlockDepth = 512;
+// A block of rows and of k that the panels of one call stream past: 48 x 2048 fp32 of x are 384 KiB, which stay in the
+// second-level cache. 48 rows are whole tiles of 8 and of 6, and weights are read from memory once for all of them: 24
+// operations a byte of fp32, more than a core needs to be bound by arithmetic. Shorter blocks of k would break the
+// stream of weights more often. Sums wait in y between blocks of k.
+inline constexpr std::size_t kBlockRows = 48;
+inline constexpr std::size_t kBlockDepth = 2048;
 
 struct MatMulBlock {
   MatrixView<const float> x;    // (rows, depth)

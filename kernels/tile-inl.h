@@ -13,7 +13,9 @@
 #include <span>
 #include <utility>
 
+#include <hwy/cache_control.h>
 #include "core/matrix.h"
+
 #include "kernels/lanes-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -29,22 +31,26 @@ struct TileTask {
   bool continued = false;                    // the sums go on from what y holds; else from 0
 };
 
-// How large a tile is. The cores of interest start two fused multiply-adds a cycle, each taking four, so eight
-// registers of sums must be under way; more of them share the loads of weights and of x. Sums, one row of weights and
+// How large a tile is. The cores of interest start two fused multiply-adds a cycle, each taking four, so about eight
+// registers of sums should be under way; more of them share the loads of weights and of x. Sums, one row of weights and
 // one broadcast have to fit the registers: 32 with AVX-512, 16 with AVX2 (where sixteen lanes take two).
 //   AVX-512: up to 8 rows x 2 panels = 16 sums + 2 + 1; 10 loads for 16 multiply-adds, two loads start a cycle. More
 //   rows would evict each other from the first-level cache: 8 ways, and rows lie multiples of 4 KiB apart.
-//   AVX2: up to 6 rows x 1 panel = 12 sums + 2 + 1.
-inline constexpr std::size_t kMinSums = 8;
+//   AVX2: up to 6 rows x 1 panel = 12 sums + 2 + 1. Three rows x 2 panels would spill, hence 6 sums are enough there.
+inline constexpr std::size_t kMinSums = kRegistersPerLanes == 1 ? 8 : 6;
 inline constexpr std::size_t kMaxTileRows = kRegistersPerLanes == 1 ? 8 : 6;
 inline constexpr std::size_t kMinPanels = kRegistersPerLanes == 1 ? 2 : 1;
-inline constexpr std::size_t kMaxPanels = kMinSums / kRegistersPerLanes;
 
 /// The panels that a tile of `rows` takes, a power of two.
 constexpr std::size_t PanelsForRows(std::size_t rows) {
   const std::size_t sums = rows * kRegistersPerLanes;
   return std::max(kMinPanels, std::bit_ceil((kMinSums + sums - 1) / sums));
 }
+inline constexpr std::size_t kMaxPanels = PanelsForRows(1);
+
+// Weights are asked for this far ahead of their use. Memory answers after some 100 ns, in which a core streams 4 KiB at
+// 40 GB/s; the hardware alone looks too short a way ahead when several multiply-adds lie between one line and the next.
+inline constexpr std::size_t kPrefetchBytes = 4096;
 
 template <WeightType kType, std::size_t kRows, std::size_t kPanels>
 HWY_NOINLINE void RunTile(const TileTask& task) {
@@ -65,11 +71,22 @@ HWY_NOINLINE void RunTile(const TileTask& task) {
   const std::size_t stride = task.panel_stride;
   std::size_t offset = 0;
   for (std::size_t k = 0; k < depth; ++k) {
-    Lanes weights[kPanels];
-    MOE_UNROLL for (std::size_t p = 0; p < kPanels; ++p) weights[p] = LoadWeights<kType>(panels[p] + offset);
-    MOE_UNROLL for (std::size_t r = 0; r < kRows; ++r) {
-      const Lanes value = Broadcast(x[r][k]);
-      MOE_UNROLL for (std::size_t p = 0; p < kPanels; ++p) sums[r][p] = Fma(value, weights[p], sums[r][p]);
+    MOE_UNROLL for (std::size_t p = 0; p < kPanels; ++p) hwy::Prefetch(panels[p] + offset + kPrefetchBytes);
+    // Whichever is fewer waits in registers, the values of x or the weights.
+    if constexpr (kRows <= kPanels) {
+      Lanes values[kRows];
+      MOE_UNROLL for (std::size_t r = 0; r < kRows; ++r) values[r] = Broadcast(x[r][k]);
+      MOE_UNROLL for (std::size_t p = 0; p < kPanels; ++p) {
+        const Lanes weights = LoadWeights<kType>(panels[p] + offset);
+        MOE_UNROLL for (std::size_t r = 0; r < kRows; ++r) sums[r][p] = Fma(values[r], weights, sums[r][p]);
+      }
+    } else {
+      Lanes weights[kPanels];
+      MOE_UNROLL for (std::size_t p = 0; p < kPanels; ++p) weights[p] = LoadWeights<kType>(panels[p] + offset);
+      MOE_UNROLL for (std::size_t r = 0; r < kRows; ++r) {
+        const Lanes value = Broadcast(x[r][k]);
+        MOE_UNROLL for (std::size_t p = 0; p < kPanels; ++p) sums[r][p] = Fma(value, weights[p], sums[r][p]);
+      }
     }
     offset += stride;
   }
