@@ -64,3 +64,12 @@ function(moe_test name)
     add_dependencies(moe_tests_${label} ${name})
   endforeach()
 endfunction()
+
+# moe_build_info: build_info.h with the version and the commit, brought up to date by every build.
+add_custom_target(moe_build_info_header
+  COMMAND ${CMAKE_COMMAND} -D SOURCE_DIR=${CMAKE_SOURCE_DIR} -D VERSION=${PROJECT_VERSION}
+          -D OUTPUT=${CMAKE_BINARY_DIR}/generated/build_info.h -P ${CMAKE_SOURCE_DIR}/cmake/build_info.cmake
+  BYPRODUCTS ${CMAKE_BINARY_DIR}/generated/build_info.h VERBATIM)
+add_library(moe_build_info INTERFACE)
+target_include_directories(moe_build_info INTERFACE ${CMAKE_BINARY_DIR}/generated)
+add_dependencies(moe_build_info moe_build_info_header)

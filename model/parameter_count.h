@@ -2,6 +2,7 @@
 // once.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <string_view>
@@ -27,6 +28,10 @@ struct ParameterCount {
   std::vector<std::uint64_t> parameters_each;
 
   std::uint64_t part(ModelPart part) const { return by_part[static_cast<std::size_t>(part)]; }
+  /// Of one routed expert (they agree over the layers), 0 for a dense model.
+  std::uint64_t expert_parameters_each() const {
+    return parameters_each.empty() ? 0 : *std::max_element(parameters_each.begin(), parameters_each.end());
+  }
   /// All but the routed experts: what a router holds.
   std::uint64_t dense() const { return total - part(ModelPart::kExperts); }
 };

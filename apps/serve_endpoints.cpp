@@ -1,0 +1,58 @@
+#include "apps/serve_endpoints.h"
+
+#include <unistd.h>
+
+#include "build_info.h"
+#include "kernels/kernels.h"
+
+namespace moe {
+
+Result<std::unique_ptr<RankMetrics>> RankMetrics::Start(const ServeSetup& setup) {
+  std::unique_ptr<RankMetrics> metrics(new RankMetrics());
+  const ServeOptions& options = setup.options;
+  if (options.expert_metrics)
+    metrics->experts_ = std::make_unique<MetricsRegistry>(MetricsRegistry::Process::kLeaveOut);
+  if (options.metrics_port == 0) return metrics;
+  const int port = options.metrics_port ? *options.metrics_port + setup.rank.value() : 0;
+  MOE_ASSIGN_OR_RETURN(metrics->server_, MetricsServer::Start(options.metrics_host, port));
+  return metrics;
+}
+
+void RankMetrics::Describe(const ServeSetup& setup, const Identity& identity) {
+  registry_
+      .AddGauge("moe_build_info", "1; what runs here.",
+                {{"version", kBuildVersion},
+                 {"commit", kBuildCommit},
+                 {"role", identity.role},
+                 {"transport", identity.transport},
+                 {"backend", "cpu"},
+                 {"weight_type", std::string(Name(setup.weight_type))}})
+      .Set(1);
+  const auto part = [&](const char* name, std::uint64_t parameters, std::uint64_t bytes) {
+    registry_.AddGauge("moe_rank_parameters", "Parameters that this rank hosts.", {{"part", name}})
+        .Set(static_cast<double>(parameters));
+    registry_.AddGauge("moe_rank_weight_bytes", "Memory of the weights that this rank hosts.", {{"part", name}})
+        .Set(static_cast<double>(bytes));
+  };
+  part("experts", identity.expert_parameters, identity.expert_bytes);
+  part("dense", identity.dense_parameters, identity.dense_bytes);
+}
+
+void RankMetrics::Serve() {
+  if (!server_) return;
+  server_->Serve("/metrics", registry_);
+  if (experts_) server_->Serve("/metrics/experts", *experts_);
+}
+
+WorkerDescription DescribeRank(const ServeSetup& setup, const RankMetrics& metrics) {
+  return {.host = HostName(),
+          .pid = static_cast<std::uint64_t>(getpid()),
+          .device = "cpu",
+          .kernel_target = std::string(SimdKernels().name()),
+          .fingerprint = setup.checkpoint->fingerprint(),
+          .weight_type = std::string(Name(setup.weight_type)),
+          .threads = static_cast<std::uint32_t>(setup.threads),
+          .metrics_address = metrics.address()};
+}
+
+}  // namespace moe

@@ -1,0 +1,167 @@
+#include "apps/serve_options.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cctype>
+#include <map>
+
+#include "build_info.h"
+#include "core/text.h"
+
+namespace moe {
+namespace {
+
+constexpr const char* kExamples = R"(
+Examples:
+  moe_serve --model models/eight-languages-moe
+      router and experts in one process
+  mpirun --oversubscribe --bind-to none -n 8 moe_serve --model models/eight-languages-moe
+      rank 0 routes, ranks 1 to 7 host the experts (as root, mpirun also needs --allow-run-as-root)
+  moe_serve --model DIR --listen 127.0.0.1:0 --metrics-port auto --ready-file /tmp/ready.json
+      any free ports; the file says which
+
+Every flag can also be given in a TOML file (--config FILE) and in the environment (--max-queued as MOE_MAX_QUEUED).
+SIGTERM to the router drains: what is accepted finishes, nothing more is accepted. A second one stops at once.)";
+
+// "--max-queued" → "MOE_MAX_QUEUED"
+std::string EnvironmentName(std::string flag) {
+  flag = flag.substr(flag.find_first_not_of('-'));
+  std::transform(flag.begin(), flag.end(), flag.begin(),
+                 [](unsigned char c) { return c == '-' ? '_' : static_cast<char>(std::toupper(c)); });
+  return "MOE_" + flag;
+}
+
+template <typename Value>
+using Choices = std::map<std::string, Value>;
+
+// Adds options to an app with their environment names and shown defaults.
+class Adder {
+ public:
+  explicit Adder(CLI::App& app) : app_(app) {}
+
+  template <typename Value>
+  CLI::Option* Add(const std::string& name, Value& value, const std::string& help) {
+    return app_.add_option(name, value, help)->envname(EnvironmentName(name))->capture_default_str();
+  }
+
+  /// A number of milliseconds, given in seconds.
+  CLI::Option* AddSeconds(const std::string& name, std::chrono::milliseconds& value, const std::string& help) {
+    const std::string shown = Cat(value.count() / 1000);
+    return app_
+        .add_option_function<double>(
+            name, [&value](double seconds) { value = std::chrono::milliseconds(static_cast<long>(seconds * 1000)); },
+            help)
+        ->envname(EnvironmentName(name))
+        ->default_str(shown)
+        ->check(CLI::Range(0.0, 1e6));
+  }
+
+  /// One of some words.
+  template <typename Value>
+  CLI::Option* AddChoice(const std::string& name, Value& value, const Choices<Value>& choices,
+                         const std::string& shown, const std::string& help) {
+    std::vector<std::string> words;
+    for (const auto& choice : choices) words.push_back(choice.first);
+    return app_
+        .add_option_function<std::string>(name, [&value, choices](const std::string& w) { value = choices.at(w); }, help)
+        ->envname(EnvironmentName(name))
+        ->default_str(shown)
+        ->check(CLI::IsMember(words));
+  }
+
+ private:
+  CLI::App& app_;
+};
+
+void AddModelOptions(Adder& add, ServeOptions& o) {
+  add.Add("--model", o.model, "Folder of a Hugging Face checkpoint")->required();
+  add.AddChoice<std::optional<WeightType>>("--weight-type", o.weight_type,
+                                           {{"auto", std::nullopt},
+                                            {"f32", WeightType::kF32},
+                                            {"bf16", WeightType::kBf16},
+                                            {"f16", WeightType::kF16}},
+                                           "auto", "Type that weights are held in; auto: as stored");
+  add.Add("--placement", o.placement, "linear, round_robin or a placement file")
+      ->check([](const std::string& value) -> std::string {
+        if (value == "linear" || value == "round_robin" || std::filesystem::exists(value)) return "";
+        return Cat(value, " is not linear, round_robin or a file that exists");
+      });
+  add.Add("--redundant-experts", o.redundant_experts, "Extra slots per layer, over all workers")
+      ->check(CLI::Range(0, 1'000'000));
+}
+
+void AddAddressOptions(CLI::App& app, Adder& add, ServeOptions& o) {
+  add.Add("--listen", o.listen, "HOST:PORT of the gRPC services; port 0: any free one");
+  add.Add("--metrics-host", o.metrics_host, "Host that metrics and the workers' control services listen on");
+  app.add_option_function<std::string>(
+         "--metrics-port",
+         [&o](const std::string& text) {
+           o.metrics_port = text == "auto" ? std::optional<int>() : std::stoi(text);
+         },
+         "Rank r serves /metrics on this + r; auto: any free ports; 0: off")
+      ->envname(EnvironmentName("--metrics-port"))
+      ->default_str("9400")
+      ->check(CLI::IsMember({"auto"}) | CLI::Range(0, 65535));
+  app.add_flag("--expert-metrics", o.expert_metrics, "Serve counts per layer and expert on /metrics/experts")
+      ->envname(EnvironmentName("--expert-metrics"));
+  add.Add("--ready-file", o.ready_file, "JSON file with the addresses really bound, written when serving");
+}
+
+void AddMachineOptions(Adder& add, ServeOptions& o) {
+  add.AddChoice<TransportChoice>("--transport", o.transport,
+                                 {{"auto", TransportChoice::kAuto},
+                                  {"inprocess", TransportChoice::kInProcess},
+                                  {"mpi", TransportChoice::kMpi}},
+                                 "auto", "auto: mpi under mpirun with two or more ranks, else inprocess");
+  static const Choices<int> backends = {{"auto", 0}, {"cpu", 0}};
+  static int unused_backend = 0;  // one backend exists; the flag says so
+  add.AddChoice<int>("--backend", unused_backend, backends, "auto", "Where experts are computed");
+  add.Add("--threads", o.threads, "Compute threads of each rank; 0: its share of the processors")
+      ->check(CLI::Range(0, 4096));
+  add.AddChoice<ExchangeType>("--exchange-type", o.exchange_type,
+                              {{"f32", ExchangeType::kF32}, {"bf16", ExchangeType::kBf16}}, "f32",
+                              "Type of the rows between router and workers");
+  add.AddSeconds("--exchange-timeout", o.exchange_timeout, "Seconds that a worker may take to answer");
+  add.AddSeconds("--load-timeout", o.load_timeout, "Seconds that workers may take to load");
+}
+
+void AddLimitOptions(Adder& add, ServeOptions& o) {
+  constexpr std::size_t kMost = 1 << 20;
+  add.Add("--max-sequences", o.max_sequences, "Sequences that run at a time")->check(CLI::Range(std::size_t{1}, kMost));
+  add.Add("--max-step-tokens", o.max_step_tokens, "Tokens of an engine step")->check(CLI::Range(std::size_t{2}, kMost));
+  add.Add("--max-queued", o.max_queued, "Sequences that wait at a time")->check(CLI::Range(std::size_t{1}, kMost));
+  add.Add("--kv-tokens", o.kv_tokens, "Positions of the KV cache; 0: enough for --max-sequences, at most a quarter of the memory");
+  add.Add("--prefill-chunk", o.prefill_chunk, "Prompt tokens of a sequence in a step; 0: as many as fit");
+  add.AddSeconds("--drain-timeout", o.drain_timeout, "Seconds that a drain may take");
+}
+
+}  // namespace
+
+ParsedServeOptions ParseServeOptions(int argc, char** argv) {
+  ParsedServeOptions parsed;
+  CLI::App app("Serves a Mixture-of-Experts model to gRPC clients, over one process or many.", "moe_serve");
+  app.footer(kExamples);
+  app.set_version_flag("--version", Cat("moe_serve ", kBuildVersion, " (", kBuildCommit, ")"));
+  app.set_config("--config", "", "TOML file with any of these flags");
+  Adder add(app);
+  AddModelOptions(add, parsed.options);
+  AddAddressOptions(app, add, parsed.options);
+  AddMachineOptions(add, parsed.options);
+  AddLimitOptions(add, parsed.options);
+  add.Add("--log-level", parsed.options.log_level, "trace, debug, info, warning, error or off")
+      ->check(CLI::IsMember({"trace", "debug", "info", "warning", "error", "off"}));
+  try {
+    app.parse(argc, argv);
+    parsed.run = true;
+  } catch (const CLI::ParseError& error) {
+    constexpr int kBadUsage = 2;
+    std::ostringstream out;
+    std::ostringstream err;
+    const int code = app.exit(error, out, err);
+    parsed.exit_code = code == 0 ? 0 : kBadUsage;
+    parsed.text = code == 0 ? out.str() : Cat(error.what(), " (moe_serve --help lists the flags)");
+  }
+  return parsed;
+}
+
+}  // namespace moe

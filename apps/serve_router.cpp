@@ -1,0 +1,257 @@
+#include "apps/serve_router.h"
+
+#include <grpcpp/grpcpp.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "apps/signals.h"
+#include "kernels/kernels.h"
+#include "model/dense_backend.h"
+#include "model/weights.h"
+#include "router/cluster_service.h"
+#include "router/engine.h"
+#include "router/expert_exchange.h"
+#include "router/inference_service.h"
+#include "router/router.h"
+#include "router/router_metrics.h"
+#include "router/worker_fleet.h"
+#include "rpc/server.h"
+
+namespace moe {
+namespace {
+
+// Steps that the figures over the sliding window cover: some seconds of decoding.
+constexpr std::size_t kLoadWindowSteps = 1024;
+// A request's message: a batch of long prompts. An answer's: the logits of a few thousand positions.
+constexpr int kMaxReceiveBytes = 16 << 20;
+constexpr int kMaxSendBytes = 256 << 20;
+constexpr std::chrono::seconds kShutdownTimeout{10};
+
+std::size_t MemoryBytes() {
+  return static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::size_t>(sysconf(_SC_PAGE_SIZE));
+}
+
+// Pages of the KV cache: as asked for, else enough for every sequence that may run to fill its context, within a
+// quarter of the memory.
+Result<std::size_t> KvPages(const ServeSetup& setup) {
+  const std::size_t page_bytes = KvCache::BytesPerPage(setup.config);
+  const std::size_t asked = setup.options.kv_tokens;
+  if (asked > 0) {
+    const std::size_t pages = KvCache::PagesFor(asked);
+    if (pages > MemoryBytes() / page_bytes)
+      return InvalidArgument("--kv-tokens ", asked, " take ", pages * page_bytes, " bytes, the machine has ",
+                             MemoryBytes());
+    return pages;
+  }
+  const std::size_t context = KvCache::PagesFor(static_cast<std::size_t>(setup.config.context_length));
+  return std::max<std::size_t>(1, std::min(setup.options.max_sequences * context, MemoryBytes() / 4 / page_bytes));
+}
+
+InferenceSetup MakeInferenceSetup(const ServeSetup& setup, std::size_t kv_tokens) {
+  const auto u32 = [](std::size_t value) { return static_cast<std::uint32_t>(value); };
+  const ServeOptions& o = setup.options;
+  return {.model_name = std::filesystem::canonical(o.model).filename().string(),
+          .weight_type = std::string(Name(setup.weight_type)),
+          .parameters = setup.parameters,
+          .limits = {.max_sequences_per_request = u32(o.max_queued),
+                     .max_streams = u32(o.max_queued + o.max_sequences),
+                     .max_reply_bytes = kMaxSendBytes - (1 << 20)},
+          .max_sequences = u32(o.max_sequences),
+          .max_queued = u32(o.max_queued),
+          .max_step_tokens = u32(o.max_step_tokens),
+          .kv_tokens = kv_tokens,
+          .max_message_bytes = kMaxReceiveBytes};
+}
+
+// Written beside itself and renamed, so that whoever sees the file sees all of it.
+Status WriteReadyFile(const ServeSetup& setup, const std::string& grpc, const std::vector<std::string>& metrics) {
+  const std::filesystem::path& path = setup.options.ready_file;
+  if (path.empty()) return Status::Ok();
+  const nlohmann::json ready = {{"grpc", grpc},
+                                {"http", nullptr},
+                                {"metrics", metrics},
+                                {"ranks", setup.topology.ranks()},
+                                {"pid", getpid()}};
+  std::filesystem::path temporary = path;
+  temporary += Cat(".", getpid());
+  std::ofstream file(temporary);
+  file << ready.dump() << '\n';
+  file.close();
+  std::error_code error;
+  if (file) std::filesystem::rename(temporary, path, error);
+  if (!file || error) return InvalidArgument("--ready-file ", path.string(), " cannot be written");
+  return Status::Ok();
+}
+
+void LogIdleRanks(const ServeSetup& setup) {
+  std::string idle;
+  for (int w = 0; w < setup.topology.workers; ++w) {
+    const auto hosts = [w](const LayerPlacement& layer) { return !layer.slots[static_cast<std::size_t>(w)].empty(); };
+    if (std::any_of(setup.placement.layers.begin(), setup.placement.layers.end(), hosts)) continue;
+    idle += Cat(idle.empty() ? "" : ", ", setup.topology.rank(WorkerId(w)));
+  }
+  if (!idle.empty() && !setup.topology.embedded)
+    spdlog::warn("{} experts on {} workers: rank(s) {} host none and stay idle", setup.config.num_experts(),
+                 setup.topology.workers, idle);
+}
+
+// The router once its dense part and its workers are there. Members are built in order and destroyed in reverse.
+class RouterProcess {
+ public:
+  RouterProcess(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, Transport& transport,
+                std::size_t kv_pages, DenseWeights weights, std::vector<WorkerDescription> workers)
+      : setup_(setup),
+        rank_metrics_(metrics),
+        workers_(std::move(workers)),
+        dense_parameters_(weights.parameters),
+        dense_bytes_(weights.bytes),
+        backend_(MakeCpuDenseBackend(setup.config, std::move(weights), SimdKernels(), pool,
+                                     {.kv_pages = kv_pages, .max_step_tokens = setup.options.max_step_tokens})),
+        metrics_({.config = setup.config,
+                  .parameters = setup.parameters,
+                  .transport = &transport,
+                  .placement_generation = setup.placement.generation,
+                  .kv_tokens_capacity = backend_->cache().capacity_tokens()},
+                 metrics.registry(), metrics.experts()),
+        engine_({.max_step_tokens = setup.options.max_step_tokens, .load_window_steps = kLoadWindowSteps},
+                {.config = setup.config,
+                 .backend = *backend_,
+                 .exchange = MakeExchange(setup, pool, transport),
+                 .kernels = SimdKernels(),
+                 .pool = pool}),
+        router_({.limits = {.max_sequences = setup.options.max_sequences,
+                            .max_step_tokens = setup.options.max_step_tokens,
+                            .prefill_chunk = setup.options.prefill_chunk},
+                 .max_queued = setup.options.max_queued,
+                 .drain_timeout = setup.options.drain_timeout},
+                engine_, backend_->cache(), metrics_),
+        transport_name_(transport.name()),
+        inference_(MakeInferenceSetup(setup, backend_->cache().capacity_tokens()), setup.config, router_, metrics_) {}
+
+  Status Serve();
+
+ private:
+  ExpertExchange* MakeExchange(const ServeSetup& setup, ThreadPool& pool, Transport& transport) {
+    if (setup.config.num_experts() == 0) return nullptr;
+    exchange_.emplace(setup.exchange, transport, setup.placement, SimdKernels(), pool, &metrics_);
+    return &*exchange_;
+  }
+  ClusterSetup MakeClusterSetup(const std::string& address, std::function<void()> drain) const;
+  std::vector<std::string> MetricsAddresses() const;
+  void LogServing(const std::string& address) const;
+
+  const ServeSetup& setup_;
+  RankMetrics& rank_metrics_;
+  const std::vector<WorkerDescription> workers_;
+  const std::uint64_t dense_parameters_;
+  const std::uint64_t dense_bytes_;
+  const std::unique_ptr<DenseBackend> backend_;
+  RouterMetrics metrics_;
+  std::optional<ExpertExchange> exchange_;
+  Engine engine_;
+  Router router_;
+  const std::string transport_name_;
+  InferenceService inference_;
+};
+
+ClusterSetup RouterProcess::MakeClusterSetup(const std::string& address, std::function<void()> drain) const {
+  WorkerDescription self = DescribeRank(setup_, rank_metrics_);
+  self.parameters = dense_parameters_;
+  self.weight_bytes = dense_bytes_;
+  self.control_address = address;
+  return {.topology = setup_.topology,
+          .transport = transport_name_,
+          .backend = "cpu",
+          .weight_type = std::string(Name(setup_.weight_type)),
+          .parameters = setup_.parameters,
+          .placement = setup_.placement,
+          .router = std::move(self),
+          .workers = workers_,
+          .drain = std::move(drain)};
+}
+
+std::vector<std::string> RouterProcess::MetricsAddresses() const {
+  if (rank_metrics_.address().empty()) return {};
+  std::vector<std::string> addresses = {rank_metrics_.address()};
+  if (setup_.topology.embedded) return addresses;
+  for (const WorkerDescription& worker : workers_) addresses.push_back(worker.metrics_address);
+  return addresses;
+}
+
+void RouterProcess::LogServing(const std::string& address) const {
+  spdlog::info("serving {} ({} of {} parameters active) on {}, {} rank(s), {} thread(s) each, kernels {}",
+               std::filesystem::canonical(setup_.options.model).filename().string(), setup_.parameters.active,
+               setup_.parameters.total, address, setup_.topology.ranks(), setup_.threads, SimdKernels().name());
+}
+
+Status RouterProcess::Serve() {
+  // The cluster service tells the address that the server is bound to, which exists only once the server runs; a call
+  // that comes in between waits for neither.
+  std::unique_ptr<RpcServer> server;
+  const std::function<void()> drain = [&] {
+    if (router_.draining()) return;
+    spdlog::info("draining: what is accepted finishes, for at most {} s", setup_.options.drain_timeout.count() / 1000);
+    server->SetServing(false);
+    router_.Drain();
+  };
+  ClusterService cluster(MakeClusterSetup(setup_.options.listen, drain), setup_.config, router_);
+  const std::array<grpc::Service*, 2> services = {inference_.service(), cluster.service()};
+  MOE_ASSIGN_OR_RETURN(server, RpcServer::Start({.listen = setup_.options.listen,
+                                                 .health_services = {"moe.v1.Inference"},
+                                                 .max_receive_bytes = kMaxReceiveBytes,
+                                                 .max_send_bytes = kMaxSendBytes},
+                                                services));
+  rank_metrics_.Describe(setup_, {.role = setup_.topology.embedded ? "both" : "router",
+                                  .transport = transport_name_,
+                                  .expert_parameters = setup_.topology.embedded ? workers_.front().parameters : 0,
+                                  .dense_parameters = dense_parameters_,
+                                  .expert_bytes = setup_.topology.embedded ? workers_.front().weight_bytes : 0,
+                                  .dense_bytes = dense_bytes_});
+  rank_metrics_.Serve();
+  server->SetServing(true);
+  MOE_RETURN_IF_ERROR(WriteReadyFile(setup_, server->address(), MetricsAddresses()));
+  LogServing(server->address());
+
+  Status served;
+  {
+    const SignalWatcher watcher({.first = drain, .second = [this] { router_.StopNow(); }});
+    served = router_.Run();
+  }
+  server->SetServing(false);
+  server->Shutdown(kShutdownTimeout);
+  return served;
+}
+
+Status LoadAndServe(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, Transport& transport) {
+  for (const std::string& warning : setup.config.warnings) spdlog::warn("{}", warning);
+  LogIdleRanks(setup);
+  MOE_RETURN_IF_ERROR(CheckTensors(setup.config, *setup.checkpoint));
+  MOE_ASSIGN_OR_RETURN(const std::size_t kv_pages, KvPages(setup));
+  MOE_ASSIGN_OR_RETURN(DenseWeights weights,
+                       LoadDenseWeights(setup.config, *setup.checkpoint, setup.weight_type, pool));
+  MOE_ASSIGN_OR_RETURN(std::vector<WorkerDescription> workers,
+                       DescribeWorkers(transport,
+                                       {.fingerprint = setup.checkpoint->fingerprint(),
+                                        .weight_type = std::string(Name(setup.weight_type))},
+                                       After(setup.options.load_timeout)));
+  RouterProcess process(setup, pool, metrics, transport, kv_pages, std::move(weights), std::move(workers));
+  return process.Serve();
+}
+
+}  // namespace
+
+Status RunRouter(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, Transport& transport) {
+  const Status served = LoadAndServe(setup, pool, metrics, transport);
+  // After a transport's failure this fails at once, and the first failure is the one to report.
+  const Status ended = ShutdownWorkers(transport, After(kShutdownTimeout));
+  return served.ok() ? ended : served;
+}
+
+}  // namespace moe

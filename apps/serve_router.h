@@ -1,0 +1,18 @@
+// A rank of moe_serve as the router.
+#pragma once
+
+#include <functional>
+
+#include "apps/serve_endpoints.h"
+#include "apps/serve_setup.h"
+#include "core/status.h"
+#include "core/thread_pool.h"
+#include "transport/transport.h"
+
+namespace moe {
+
+/// Loads the dense part, waits for the workers, serves until drained, tells the workers to end. Runs on the thread that
+/// owns `transport`. The failure says why serving did not begin or did not end well.
+Status RunRouter(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, Transport& transport);
+
+}  // namespace moe

@@ -1,0 +1,84 @@
+// Where the dense part of a model is computed: the operations that a decoder is made of, over tensors that live where
+// the backend lives. The CPU backend comes first; a device backend implements the same operations on its stream.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "core/matrix.h"
+#include "core/memory_space.h"
+#include "core/thread_pool.h"
+#include "kernels/kernels.h"
+#include "model/config.h"
+#include "model/kv_cache.h"
+#include "model/weights.h"
+
+namespace moe {
+
+/// An fp32 matrix (rows, cols) in the backend's memory.
+struct Tensor {
+  MemorySpace place = MemorySpace::kHost;
+  MatrixView<float> view;  // dereferenced by its backend, or by anybody when place is kHost
+
+  Tensor Rows(std::size_t begin, std::size_t count) const { return {place, view.Rows(begin, count)}; }
+  Tensor Columns(std::size_t begin, std::size_t count) const { return {place, view.Columns(begin, count)}; }
+};
+
+/// The rows of one step: each sequence's new tokens are consecutive rows, at consecutive positions.
+struct StepBatch {
+  struct Entry {
+    std::span<const PageId> pages;  // of the sequence, by absolute page; enough for the new rows
+    std::size_t first_row = 0;
+    std::size_t rows = 0;
+    std::size_t first_position = 0;
+  };
+  std::span<const std::uint32_t> token_ids;  // (rows)
+  std::span<const std::uint32_t> positions;  // (rows)
+  std::span<const Entry> entries;            // in row order, without gaps
+};
+
+enum class NormRole : std::uint8_t { kAttention, kFfn, kFinal };
+enum class LinearRole : std::uint8_t { kQkv, kAttentionOut, kGate, kMlpGateUp, kMlpDown, kHead };
+
+class DenseBackend {
+ public:
+  virtual ~DenseBackend() = default;
+
+  /// Memory for (rows, cols), zeroed, owned by the backend and living as long. For start-up only.
+  virtual Tensor Allocate(std::size_t rows, std::size_t cols) = 0;
+  virtual KvCache& cache() = 0;
+
+  /// Prepares what all layers of a step share (rotary angles). The batch must live until the step ends.
+  virtual void BeginStep(const StepBatch& batch) = 0;
+
+  /// x(rows, hidden) = embedding of the step's tokens.
+  virtual void Embed(Tensor x) = 0;
+  /// y = rms(x). `layer` counts only for roles that layers have.
+  virtual void Norm(NormRole role, std::size_t layer, Tensor x, Tensor y) = 0;
+  /// y = x W^T (+ bias).
+  virtual void Linear(LinearRole role, std::size_t layer, Tensor x, Tensor y) = 0;
+  /// Rotates q and k of qkv(rows, (heads + 2 kv_heads) * head_dim), appends k and v to the cache, attends, and writes
+  /// out(rows, heads * head_dim).
+  virtual void Attention(std::size_t layer, Tensor qkv, Tensor out) = 0;
+  /// gate_up(rows, 2 * intermediate): the first half becomes silu(first) * second.
+  virtual void SiluMul(Tensor gate_up) = 0;
+  /// x += y.
+  virtual void Add(Tensor y, Tensor x) = 0;
+  /// Experts and weights of every row of y(rows, hidden), to host memory (rows, k). `logits` (rows, num_experts) is
+  /// scratch.
+  virtual void Gate(std::size_t layer, Tensor y, Tensor logits, MatrixView<std::int32_t> ids,
+                    MatrixView<float> weights) = 0;
+};
+
+struct CpuDenseOptions {
+  std::size_t kv_pages = 0;
+  std::size_t max_step_tokens = 0;
+};
+
+/// `pool`, `kernels` and `config` must outlive the backend.
+std::unique_ptr<DenseBackend> MakeCpuDenseBackend(const ModelConfig& config, DenseWeights weights,
+                                                  const Kernels& kernels, ThreadPool& pool, CpuDenseOptions options);
+
+}  // namespace moe

@@ -1,0 +1,137 @@
+// What a router and a worker say to each other: both halves of every payload, so that they cannot drift apart. A
+// transport carries it as opaque bytes. Little-endian, as all machines of a cluster are. docs/wire-format.md.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/matrix.h"
+#include "core/status.h"
+
+namespace moe {
+
+/// How activation rows travel.
+enum class ExchangeType : std::uint8_t { kF32, kBf16 };
+
+std::string_view Name(ExchangeType type);
+constexpr std::size_t BytesPerElement(ExchangeType type) { return type == ExchangeType::kF32 ? 4 : 2; }
+
+enum class MessageKind : std::uint32_t {
+  kDispatch = 1,  // rows of one layer for the experts of a worker; answered with one row per pair
+  kDescribe = 2,  // who are you, have you loaded; answered with a WorkerDescription
+  kShutdown = 3,  // answered, then the worker ends
+};
+
+/// A request to compute `row` with the expert in `slot` of the receiving worker.
+struct DispatchPair {
+  std::uint32_t row = 0;   // of this message's rows
+  std::uint32_t slot = 0;  // of the worker, in this layer
+  float weight = 0;        // of the gate; read only by families whose gate scales the expert's input
+};
+
+struct DispatchShape {
+  std::uint32_t layer = 0;  // absolute index
+  std::uint64_t generation = 0;  // of the placement
+  std::uint32_t rows = 0;
+  std::uint32_t pairs = 0;
+  std::uint32_t hidden = 0;
+  ExchangeType type = ExchangeType::kF32;
+};
+
+/// Bytes of a dispatch and of its answer.
+std::size_t DispatchBytes(const DispatchShape& shape);
+std::size_t DispatchReplyBytes(const DispatchShape& shape);
+
+/// Writes a dispatch into a request buffer of at least DispatchBytes(shape): pairs() and SetRow() fill it in place.
+class DispatchWriter {
+ public:
+  DispatchWriter(std::span<std::byte> buffer, const DispatchShape& shape);
+  std::span<DispatchPair> pairs() const { return pairs_; }
+  void SetRow(std::size_t row, std::span<const float> values) const;
+  std::size_t bytes() const;
+
+ private:
+  DispatchShape shape_;
+  std::span<DispatchPair> pairs_;
+  std::span<std::byte> rows_;
+};
+
+/// A dispatch as received: every count is checked against the payload and every pair against its rows.
+class DispatchReader {
+ public:
+  static Result<DispatchReader> Parse(std::span<const std::byte> payload);
+  const DispatchShape& shape() const { return shape_; }
+  std::span<const DispatchPair> pairs() const { return pairs_; }
+  void GetRow(std::size_t row, std::span<float> values) const;
+
+ private:
+  DispatchShape shape_;
+  std::span<const DispatchPair> pairs_;
+  std::span<const std::byte> rows_;
+};
+
+/// The answer to a dispatch: one row per pair, in the order of the pairs, and how long the worker computed.
+class DispatchReplyWriter {
+ public:
+  DispatchReplyWriter(std::span<std::byte> buffer, const DispatchShape& shape);
+  void SetRow(std::size_t pair, std::span<const float> values) const;
+  /// Completes the reply; returns its bytes.
+  std::size_t Finish(std::uint64_t busy_ns) const;
+
+ private:
+  DispatchShape shape_;
+  std::span<std::byte> buffer_;
+  std::span<std::byte> rows_;
+};
+
+class DispatchReplyReader {
+ public:
+  /// INTERNAL with the worker's own words when it answered with a failure.
+  static Result<DispatchReplyReader> Parse(std::span<const std::byte> payload, const DispatchShape& shape);
+  /// values = row of `pair`.
+  void GetRow(std::size_t pair, std::span<float> values) const;
+  std::uint64_t busy_ns() const { return busy_ns_; }
+
+ private:
+  DispatchShape shape_;
+  std::span<const std::byte> rows_;
+  std::uint64_t busy_ns_ = 0;
+};
+
+/// A request without a body.
+std::size_t WriteControl(std::span<std::byte> buffer, MessageKind kind);
+/// The kind of any request.
+Result<MessageKind> ParseKind(std::span<const std::byte> payload);
+/// Any request may be answered with a failure instead.
+std::size_t WriteFailure(std::span<std::byte> buffer, const Status& status);
+
+/// What a worker says of itself once it has loaded its shard. Travels as JSON: it is read once, by people too.
+struct WorkerDescription {
+  std::string host;
+  std::uint64_t pid = 0;
+  std::string device;         // "cpu"
+  std::string kernel_target;  // "avx3"; a router refuses a fleet of several
+  std::string fingerprint;    // of the checkpoint
+  std::string weight_type;
+  std::uint32_t threads = 0;
+  std::uint64_t parameters = 0;
+  std::uint64_t weight_bytes = 0;
+  std::string metrics_address;  // empty when off
+  std::string control_address;
+};
+
+std::size_t WriteDescription(std::span<std::byte> buffer, const WorkerDescription& description);
+/// The description, or the worker's own failure to load.
+Result<WorkerDescription> ParseDescription(std::span<const std::byte> payload);
+/// OK, or the failure that a control request was answered with.
+Status ParseControlReply(std::span<const std::byte> payload);
+std::size_t WriteControlReply(std::span<std::byte> buffer);
+
+/// Every reply fits in this many bytes more than its rows.
+inline constexpr std::size_t kMaxControlBytes = 64 * 1024;
+
+}  // namespace moe

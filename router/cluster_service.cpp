@@ -1,0 +1,158 @@
+#include "router/cluster_service.h"
+
+#include <grpcpp/grpcpp.h>
+#include <moe/v1/cluster.grpc.pb.h>
+
+#include "placement/figures.h"
+#include "router/inference_messages.h"
+#include "rpc/status_mapping.h"
+
+namespace moe {
+namespace {
+
+void WriteRank(const WorkerDescription& description, Rank rank, v1::RankState& state) {
+  state.set_rank(static_cast<std::uint32_t>(rank.value()));
+  state.set_host(description.host);
+  state.set_pid(description.pid);
+  state.set_device(description.device);
+  state.set_up(true);
+  state.set_kernel_target(description.kernel_target);
+  state.set_threads(description.threads);
+  state.set_weight_bytes(description.weight_bytes);
+  state.set_metrics_address(description.metrics_address);
+  state.set_control_address(description.control_address);
+}
+
+void WriteHosted(const Placement& placement, std::size_t worker, v1::RankState& state) {
+  for (const LayerPlacement& layer : placement.layers) {
+    v1::HostedExperts& hosted = *state.add_hosted();
+    hosted.set_layer(static_cast<std::uint32_t>(layer.layer));
+    for (const int expert : layer.slots[worker]) hosted.add_experts(static_cast<std::uint32_t>(expert));
+  }
+}
+
+// The part that never changes.
+v1::ClusterState FixedState(const ClusterSetup& setup) {
+  v1::ClusterState state;
+  state.set_transport(setup.transport);
+  state.set_backend(setup.backend);
+  state.set_weight_type(setup.weight_type);
+  state.set_placement_generation(setup.placement.generation);
+  WriteParameters(setup.parameters, *state.mutable_parameters());
+  v1::RankState& router = *state.add_ranks();
+  WriteRank(setup.router, setup.topology.router(), router);
+  router.set_role(setup.topology.embedded ? "both" : "router");
+  router.set_dense_parameters(setup.router.parameters);
+  for (std::size_t w = 0; w < setup.workers.size(); ++w) {
+    v1::RankState& rank = setup.topology.embedded ? router : *state.add_ranks();
+    const std::uint64_t dense_bytes = rank.weight_bytes();
+    if (!setup.topology.embedded) {
+      WriteRank(setup.workers[w], setup.topology.rank(WorkerId(static_cast<int>(w))), rank);
+      rank.set_role("worker");
+    }
+    rank.set_weight_bytes(setup.workers[w].weight_bytes + dense_bytes);
+    rank.set_expert_parameters(setup.workers[w].parameters);
+    WriteHosted(setup.placement, w, rank);
+  }
+  return state;
+}
+
+void WriteLoad(const ModelConfig& config, const LoadWindow& window, v1::ClusterState& state) {
+  const std::vector<int> layers = config.sparse_layers();
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const std::span<const std::uint64_t> tokens = window.layer(i);
+    v1::LayerLoad& load = *state.add_layers();
+    load.set_layer(static_cast<std::uint32_t>(layers[i]));
+    load.mutable_expert_tokens()->Add(tokens.begin(), tokens.end());
+    load.set_balancedness(Balancedness(tokens));
+    load.set_entropy(NormalizedEntropy(tokens));
+    load.set_dead_experts(static_cast<std::uint32_t>(DeadExperts(tokens)));
+    load.set_collapsed(Collapsed(tokens, config.experts_per_token()));
+  }
+  state.set_window_steps(window.steps());
+}
+
+void WritePlacement(const Placement& placement, v1::Placement& message) {
+  message.set_generation(placement.generation);
+  message.set_num_experts(static_cast<std::uint32_t>(placement.num_experts));
+  message.set_workers(static_cast<std::uint32_t>(placement.workers));
+  for (const LayerPlacement& layer : placement.layers) {
+    v1::PlacementLayer& placed = *message.add_layers();
+    placed.set_layer(static_cast<std::uint32_t>(layer.layer));
+    for (const std::vector<int>& worker : layer.slots) {
+      v1::WorkerSlots& slots = *placed.add_workers();
+      for (const int expert : worker) slots.add_experts(static_cast<std::uint32_t>(expert));
+    }
+  }
+}
+
+}  // namespace
+
+class ClusterService::Impl final : public v1::Cluster::CallbackService {
+ public:
+  Impl(ClusterSetup setup, const ModelConfig& config, Router& router)
+      : setup_(std::move(setup)), config_(config), router_(router), fixed_(FixedState(setup_)) {}
+
+  grpc::ServerUnaryReactor* GetCluster(grpc::CallbackServerContext* context, const v1::GetClusterRequest*,
+                                       v1::ClusterState* response) override {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    *response = fixed_;
+    response->set_draining(router_.draining());
+    // The load belongs to the engine thread, which fills it in between two steps.
+    const bool running = router_.OnEngineThread([this, reactor, response] {
+      WriteLoad(config_, router_.engine().load_window(), *response);
+      WriteTotals(*response);
+      reactor->Finish(grpc::Status::OK);
+    });
+    if (!running) reactor->Finish(ToGrpc(Unavailable("the router has stopped")));
+    return reactor;
+  }
+
+  grpc::ServerUnaryReactor* GetPlacement(grpc::CallbackServerContext* context, const v1::GetPlacementRequest*,
+                                         v1::Placement* response) override {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    WritePlacement(setup_.placement, *response);
+    reactor->Finish(grpc::Status::OK);
+    return reactor;
+  }
+
+  grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context, const v1::DrainRequest*,
+                                  v1::DrainResponse*) override {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    reactor->Finish(grpc::Status::OK);
+    setup_.drain();
+    return reactor;
+  }
+
+ private:
+  void WriteTotals(v1::ClusterState& state) const {
+    const EngineTotals& totals = router_.engine().totals();
+    state.set_steps(totals.steps);
+    if (totals.steps > 0) {
+      const std::uint64_t each = setup_.parameters.expert_parameters_each();
+      state.set_mean_touched_parameters(
+          static_cast<double>(setup_.parameters.dense()) +
+          static_cast<double>(totals.distinct_experts * each) / static_cast<double>(totals.steps));
+    }
+    for (std::size_t w = 0; w < totals.workers.size(); ++w) {
+      // Embedded, the one rank is router and worker; otherwise the router is the first of the ranks.
+      v1::RankState& rank = *state.mutable_ranks(static_cast<int>(setup_.topology.embedded ? 0 : w + 1));
+      rank.set_rows(totals.workers[w].rows);
+      rank.set_busy_seconds(totals.workers[w].busy_seconds);
+    }
+  }
+
+  const ClusterSetup setup_;
+  const ModelConfig& config_;
+  Router& router_;
+  const v1::ClusterState fixed_;
+};
+
+ClusterService::ClusterService(ClusterSetup setup, const ModelConfig& config, Router& router)
+    : impl_(std::make_unique<Impl>(std::move(setup), config, router)) {}
+
+ClusterService::~ClusterService() = default;
+
+grpc::Service* ClusterService::service() { return impl_.get(); }
+
+}  // namespace moe

@@ -1,0 +1,48 @@
+// moe.v1.Cluster: who is there, who hosts what, what it carries. This version answers GetCluster, GetPlacement and
+// Drain; the others are UNIMPLEMENTED.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/topology.h"
+#include "model/config.h"
+#include "model/dispatch_format.h"
+#include "model/parameter_count.h"
+#include "placement/placement.h"
+#include "router/router.h"
+
+namespace grpc {
+class Service;
+}
+
+namespace moe {
+
+/// What does not change while the cluster lives.
+struct ClusterSetup {
+  Topology topology;
+  std::string transport;
+  std::string backend;
+  std::string weight_type;
+  ParameterCount parameters;
+  Placement placement;
+  WorkerDescription router;                // parameters and bytes: its dense part
+  std::vector<WorkerDescription> workers;  // by worker
+  std::function<void()> drain;             // begins one
+};
+
+class ClusterService {
+ public:
+  ClusterService(ClusterSetup setup, const ModelConfig& config, Router& router);
+  ~ClusterService();
+
+  grpc::Service* service();
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace moe

@@ -1,0 +1,44 @@
+#include "router/dispatch_plan.h"
+
+#include <algorithm>
+
+#include "core/check.h"
+
+namespace moe {
+
+DispatchPlan::DispatchPlan(Shape shape)
+    : shape_(shape),
+      parts_(static_cast<std::size_t>(shape.workers)),
+      sources_(shape.max_tokens * shape.experts_per_token),
+      expert_tokens_(shape.num_experts) {
+  for (Part& part : parts_) {
+    part.tokens.reserve(shape.max_tokens);
+    part.pairs.reserve(shape.max_tokens * shape.experts_per_token);
+  }
+}
+
+void DispatchPlan::Build(const ReplicaTable& replicas, std::size_t sparse_index, MatrixView<const std::int32_t> ids,
+                         MatrixView<const float> weights) {
+  MOE_CHECK(ids.rows() <= shape_.max_tokens && ids.cols() == shape_.experts_per_token);
+  for (Part& part : parts_) {
+    part.tokens.clear();
+    part.pairs.clear();
+  }
+  std::fill(expert_tokens_.begin(), expert_tokens_.end(), 0);
+  for (std::size_t token = 0; token < ids.rows(); ++token) {
+    for (std::size_t j = 0; j < ids.cols(); ++j) {
+      const auto expert = static_cast<std::size_t>(ids(token, j));
+      const std::span<const ReplicaSlot> choice = replicas.replicas(sparse_index, expert);
+      const ReplicaSlot& slot = choice[expert_tokens_[expert]++ % choice.size()];
+      Part& part = parts_[slot.worker.index()];
+      if (part.tokens.empty() || part.tokens.back() != token) part.tokens.push_back(static_cast<std::uint32_t>(token));
+      sources_[token * ids.cols() + j] = {static_cast<std::uint32_t>(slot.worker.value()),
+                                          static_cast<std::uint32_t>(part.pairs.size())};
+      part.pairs.push_back({.row = static_cast<std::uint32_t>(part.tokens.size() - 1),
+                            .slot = slot.slot,
+                            .weight = weights(token, j)});
+    }
+  }
+}
+
+}  // namespace moe

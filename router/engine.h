@@ -1,0 +1,97 @@
+// One step: a few tokens of each of some sequences through all layers, and what follows from them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/status.h"
+#include "core/thread_pool.h"
+#include "kernels/kernels.h"
+#include "model/config.h"
+#include "model/decoder.h"
+#include "model/dense_backend.h"
+#include "placement/load_window.h"
+#include "placement/placement.h"
+#include "router/expert_exchange.h"
+#include "router/head.h"
+#include "router/scheduler.h"
+#include "transport/transport.h"
+
+namespace moe {
+
+/// What a step was like; reused by the next one.
+struct StepReport {
+  std::size_t tokens = 0;
+  double seconds = 0;
+  double attention_seconds = 0;  // and the dense MLPs and norms
+  double gate_seconds = 0;
+  double head_seconds = 0;
+  double sample_seconds = 0;
+  ExchangeTimes exchange;
+  std::span<const WorkerStep> workers;
+  std::uint64_t distinct_experts = 0;           // (layer, expert) pairs that any token used
+  std::span<const std::uint64_t> expert_tokens;  // (sparse layers, experts)
+};
+
+/// Sums over all steps so far.
+struct EngineTotals {
+  std::uint64_t steps = 0;
+  std::uint64_t distinct_experts = 0;
+  std::vector<WorkerStep> workers;
+};
+
+class Engine {
+ public:
+  struct Options {
+    std::size_t max_step_tokens = 0;
+    std::size_t load_window_steps = 0;
+  };
+
+  /// `exchange` is null for a model without experts. Everything must outlive the engine.
+  struct Parts {
+    const ModelConfig& config;
+    DenseBackend& backend;
+    ExpertExchange* exchange;
+    const Kernels& kernels;
+    ThreadPool& pool;
+  };
+  Engine(Options options, Parts parts);
+
+  /// Computes the chunks and appends tokens and scores to their sequences. After a failure nothing of the step counts
+  /// and the transport is done for.
+  Status Step(std::span<const Chunk> chunks);
+
+  const StepReport& report() const { return report_; }
+  const EngineTotals& totals() const { return totals_; }
+  const LoadWindow& load_window() const { return window_; }
+
+ private:
+  void MakeBatch(std::span<const Chunk> chunks);
+  Status Layer(std::size_t layer, std::span<const Chunk> chunks);
+  Status SparseFfn(std::size_t layer, Tensor input, std::span<const Chunk> chunks);
+  void NoteRouting(std::size_t sparse_index, std::span<const Chunk> chunks);
+  void AddTotals();
+
+  const Options options_;
+  const ModelConfig& config_;
+  DenseBackend& backend_;
+  ExpertExchange* const exchange_;
+  Decoder decoder_;
+  Head head_;
+  LoadWindow window_;
+
+  std::vector<std::uint32_t> token_ids_;  // (rows)
+  std::vector<std::uint32_t> positions_;  // (rows)
+  std::vector<StepBatch::Entry> entries_;
+  StepBatch batch_;
+  std::vector<std::size_t> sparse_index_;  // by layer
+  std::vector<std::int32_t> topk_ids_;     // (rows, k)
+  std::vector<float> topk_weights_;        // (rows, k)
+  std::vector<std::uint64_t> expert_tokens_;  // (sparse layers, experts)
+  StepReport report_;
+  EngineTotals totals_;
+};
+
+}  // namespace moe

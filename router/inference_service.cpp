@@ -1,0 +1,369 @@
+#include "router/inference_service.h"
+
+#include <grpcpp/grpcpp.h>
+#include <moe/v1/inference.grpc.pb.h>
+#include <spdlog/spdlog.h>
+
+#include <atomic>
+#include <mutex>
+#include <random>
+
+#include "router/delivery.h"
+#include "router/inference_messages.h"
+#include "rpc/status_mapping.h"
+
+namespace moe {
+namespace {
+
+// Counts open calls against a limit.
+class StreamCount {
+ public:
+  explicit StreamCount(std::uint32_t limit) : limit_(limit) {}
+  bool Enter() {
+    if (open_.fetch_add(1) < limit_) return true;
+    open_.fetch_sub(1);
+    return false;
+  }
+  void Leave() { open_.fetch_sub(1); }
+  std::uint32_t limit() const { return limit_; }
+
+ private:
+  const std::uint32_t limit_;
+  std::atomic<std::uint32_t> open_{0};
+};
+
+// What a call needs of the service.
+struct CallContext {
+  const InferenceSetup& setup;
+  const ModelConfig& config;
+  Router& router;
+  RouterMetrics& metrics;
+  Delivery& delivery;
+  StreamCount& streams;
+};
+
+// The outputs of a call's sequences, which outlive the sequences.
+using Outputs = std::vector<std::shared_ptr<SequenceOutput>>;
+
+// Makes outputs and sequences of `requests` and submits them; `outputs` is set before the first can finish.
+Status SubmitAll(const CallContext& context, std::vector<SequenceRequest> requests,
+                 const std::shared_ptr<OutputListener>& listener, Outputs& outputs) {
+  std::vector<std::unique_ptr<Sequence>> batch;
+  for (SequenceRequest& request : requests) {
+    outputs.push_back(std::make_shared<SequenceOutput>(request, context.config));
+    batch.push_back(std::make_unique<Sequence>(std::move(request), outputs.back(), listener, context.config));
+  }
+  return context.router.Submit(std::move(batch));
+}
+
+// The failure that every sequence ended with, if they all ended with the same one.
+Status CommonFailure(const Outputs& outputs) {
+  const Status& first = outputs.front()->result.status;
+  for (const auto& output : outputs) {
+    const Status& status = output->result.status;
+    if (status.ok() || status.code() != first.code() || status.message() != first.message()) return Status::Ok();
+  }
+  return first;
+}
+
+// One Generate call. It is its own reactor; the reference that gRPC needs is held until OnDone, those that the engine
+// needs by its sequences' listener.
+class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateEvent>,
+                           public Deliverable,
+                           public std::enable_shared_from_this<GenerateCall> {
+ public:
+  GenerateCall(const CallContext& context, const v1::GenerateRequest& request)
+      : context_(context), num_logprobs_(request.logprobs()), routing_(request.return_routing()) {}
+
+  // Not before the engine has let go of its sequences: until then it may still deliver.
+  ~GenerateCall() override {
+    if (entered_) context_.streams.Leave();
+  }
+
+  void Begin(const v1::GenerateRequest& request, std::uint64_t drawn_seed) {
+    self_ = shared_from_this();
+    if (!context_.streams.Enter()) {
+      Refuse(ResourceExhausted("at most ", context_.streams.limit(), " calls may be open"));
+      return;
+    }
+    entered_ = true;
+    Result<std::vector<SequenceRequest>> parsed =
+        ParseGenerate(request, context_.config, context_.setup.limits, drawn_seed);
+    if (!parsed.ok()) {
+      context_.metrics.OnRejected(static_cast<std::size_t>(std::max(1, request.sequences_size())));
+      Refuse(parsed.status());
+      return;
+    }
+    progress_.resize(parsed->size());
+    for (std::size_t i = 0; i < parsed->size(); ++i) progress_[i].prompt_tokens = (*parsed)[i].prompt.size();
+    Outputs outputs;
+    const Status status =
+        SubmitAll(context_, *std::move(parsed), context_.delivery.Listener(shared_from_this()), outputs);
+    if (!status.ok()) {
+      Refuse(status);
+      return;
+    }
+    const std::lock_guard lock(mutex_);
+    outputs_ = std::move(outputs);
+    if (gone_) CancelAll();
+    Pump();
+  }
+
+  void Deliver() override {
+    const std::lock_guard lock(mutex_);
+    Pump();
+  }
+
+  void OnWriteDone(bool ok) override {
+    const std::lock_guard lock(mutex_);
+    writing_ = false;
+    if (!ok) {
+      gone_ = true;
+      CancelAll();
+    }
+    Pump();
+  }
+
+  void OnCancel() override {
+    const std::lock_guard lock(mutex_);
+    gone_ = true;
+    CancelAll();
+  }
+
+  void OnDone() override { const std::shared_ptr<GenerateCall> last = std::move(self_); }
+
+ private:
+  struct Progress {
+    std::size_t prompt_tokens = 0;
+    std::size_t tokens = 0;  // sent
+    std::size_t routed = 0;  // positions sent
+    bool finished = false;   // sent
+  };
+
+  void Refuse(const Status& status) {
+    finished_ = true;
+    Finish(ToGrpc(status));
+  }
+
+  void CancelAll() {
+    for (const auto& output : outputs_) output->Cancel();
+  }
+
+  // Writes the next event if none is being written, or ends the call. With mutex_ held.
+  void Pump() {
+    if (writing_ || finished_ || outputs_.empty()) return;
+    const std::size_t count = outputs_.size();
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::size_t index = (turn_ + i) % count;
+      if (!gone_ && NextEvent(index)) {
+        turn_ = index + 1;
+        writing_ = true;
+        StartWrite(&event_);
+        return;
+      }
+    }
+    for (const auto& output : outputs_)
+      if (!output->finished()) return;
+    finished_ = true;
+    Finish(ToGrpc(CommonFailure(outputs_)));
+  }
+
+  // Fills event_ with what sequence `index` has that is not sent yet.
+  bool NextEvent(std::size_t index) {
+    const SequenceOutput& output = *outputs_[index];
+    Progress& sent = progress_[index];
+    if (sent.finished) return false;
+    const bool finished = output.finished();  // before the counts, so that the last event has all tokens
+    const std::size_t tokens = output.tokens();
+    if (tokens == sent.tokens && !finished) return false;
+    event_.Clear();
+    event_.set_sequence(static_cast<std::uint32_t>(index));
+    WriteTokens(output, {.begin = sent.tokens, .end = tokens, .num_logprobs = num_logprobs_}, event_);
+    if (routing_) {
+      const std::size_t routed = output.routed();
+      WriteRouting(output, context_.config, {.begin = sent.routed, .end = routed}, *event_.mutable_routing());
+      sent.routed = routed;
+    }
+    context_.metrics.OnTokensSent(tokens - sent.tokens);
+    sent.tokens = tokens;
+    if (finished) {
+      sent.finished = true;
+      WriteFinish(output.result,
+                  {.prompt_tokens = sent.prompt_tokens,
+                   .generated_tokens = tokens,
+                   .active_parameters = context_.setup.parameters.active},
+                  *event_.mutable_finish());
+    }
+    return true;
+  }
+
+  const CallContext context_;
+  const std::uint32_t num_logprobs_;
+  const bool routing_;
+  std::shared_ptr<GenerateCall> self_;
+  bool entered_ = false;
+
+  std::mutex mutex_;
+  Outputs outputs_;
+  std::vector<Progress> progress_;
+  v1::GenerateEvent event_;
+  std::size_t turn_ = 0;  // whose event comes first next time
+  bool writing_ = false;
+  bool finished_ = false;
+  bool gone_ = false;  // nobody reads any more
+};
+
+// One Score call; the answer is sent when all sequences are scored.
+class ScoreCall final : public grpc::ServerUnaryReactor,
+                        public Deliverable,
+                        public std::enable_shared_from_this<ScoreCall> {
+ public:
+  ScoreCall(const CallContext& context, v1::ScoreResponse* response) : context_(context), response_(response) {}
+
+  ~ScoreCall() override {
+    if (entered_) context_.streams.Leave();
+  }
+
+  void Begin(const v1::ScoreRequest& request) {
+    self_ = shared_from_this();
+    if (!context_.streams.Enter()) {
+      Refuse(ResourceExhausted("at most ", context_.streams.limit(), " calls may be open"));
+      return;
+    }
+    entered_ = true;
+    routing_ = request.return_routing();
+    Result<std::vector<SequenceRequest>> parsed = ParseScore(request, context_.config, context_.setup.limits);
+    Outputs outputs;
+    const Status status = parsed.ok() ? SubmitAll(context_, *std::move(parsed),
+                                                  context_.delivery.Listener(shared_from_this()), outputs)
+                                      : parsed.status();
+    if (!status.ok()) {
+      Refuse(status);
+      return;
+    }
+    const std::lock_guard lock(mutex_);
+    outputs_ = std::move(outputs);
+    if (gone_) CancelAll();
+    FinishWhenDone();
+  }
+
+  void Deliver() override {
+    const std::lock_guard lock(mutex_);
+    FinishWhenDone();
+  }
+
+  void OnCancel() override {
+    const std::lock_guard lock(mutex_);
+    gone_ = true;
+    CancelAll();
+  }
+
+  void OnDone() override { const std::shared_ptr<ScoreCall> last = std::move(self_); }
+
+ private:
+  void Refuse(const Status& status) {
+    finished_ = true;
+    Finish(ToGrpc(status));
+  }
+
+  void CancelAll() {
+    for (const auto& output : outputs_) output->Cancel();
+  }
+
+  void FinishWhenDone() {
+    if (finished_ || outputs_.empty()) return;
+    for (const auto& output : outputs_)
+      if (!output->finished()) return;
+    finished_ = true;
+    for (const auto& output : outputs_) {
+      if (output->result.finish == FinishKind::kCancelled) return Finish(ToGrpc(Cancelled("the client cancelled")));
+      if (!output->result.status.ok()) return Finish(ToGrpc(output->result.status));
+    }
+    for (const auto& output : outputs_) {
+      v1::SequenceScore& score = *response_->add_scores();
+      WriteScore(*output, score);
+      if (routing_)
+        WriteRouting(*output, context_.config, {.begin = 0, .end = output->routed()}, *score.mutable_routing());
+    }
+    Finish(grpc::Status::OK);
+  }
+
+  const CallContext context_;
+  v1::ScoreResponse* const response_;
+  bool routing_ = false;
+  std::shared_ptr<ScoreCall> self_;
+  bool entered_ = false;
+
+  std::mutex mutex_;
+  Outputs outputs_;
+  bool finished_ = false;
+  bool gone_ = false;
+};
+
+}  // namespace
+
+class InferenceService::Impl final : public v1::Inference::CallbackService {
+ public:
+  Impl(InferenceSetup setup, const ModelConfig& config, Router& router, RouterMetrics& metrics)
+      : setup_(std::move(setup)),
+        config_(config),
+        router_(router),
+        metrics_(metrics),
+        streams_(setup_.limits.max_streams),
+        delivery_(setup_.limits.max_streams) {}
+
+  grpc::ServerWriteReactor<v1::GenerateEvent>* Generate(grpc::CallbackServerContext*,
+                                                        const v1::GenerateRequest* request) override {
+    std::uint64_t seed = 0;
+    if (!request->sampling().has_seed() && request->sampling().temperature() > 0) {
+      std::random_device device;
+      seed = std::uint64_t{device()} << 32 | device();
+      spdlog::info("request \"{}\" has no seed; {} was drawn", request->request_id(), seed);
+    }
+    const auto call = std::make_shared<GenerateCall>(context(), *request);
+    call->Begin(*request, seed);
+    return call.get();  // owns itself until OnDone
+  }
+
+  grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext*, const v1::ScoreRequest* request,
+                                  v1::ScoreResponse* response) override {
+    const auto call = std::make_shared<ScoreCall>(context(), response);
+    call->Begin(*request);
+    return call.get();  // owns itself until OnDone
+  }
+
+  grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* server, const v1::GetModelRequest*,
+                                     v1::ModelDescription* response) override {
+    WriteModel(setup_, config_, *response);
+    grpc::ServerUnaryReactor* reactor = server->DefaultReactor();
+    reactor->Finish(grpc::Status::OK);
+    return reactor;
+  }
+
+ private:
+  CallContext context() {
+    return {.setup = setup_,
+            .config = config_,
+            .router = router_,
+            .metrics = metrics_,
+            .delivery = delivery_,
+            .streams = streams_};
+  }
+
+  const InferenceSetup setup_;
+  const ModelConfig& config_;
+  Router& router_;
+  RouterMetrics& metrics_;
+  StreamCount streams_;
+  Delivery delivery_;
+};
+
+InferenceService::InferenceService(InferenceSetup setup, const ModelConfig& config, Router& router,
+                                   RouterMetrics& metrics)
+    : impl_(std::make_unique<Impl>(std::move(setup), config, router, metrics)) {}
+
+InferenceService::~InferenceService() = default;
+
+grpc::Service* InferenceService::service() { return impl_.get(); }
+
+}  // namespace moe

@@ -1,0 +1,221 @@
+#include "router/router.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace moe {
+namespace {
+
+// How often the gauges over the sliding window are brought up to date: several times a scrape, seldom against a step.
+constexpr auto kWindowInterval = std::chrono::milliseconds(250);
+
+}  // namespace
+
+Router::Router(Options options, Engine& engine, KvCache& cache, RouterMetrics& metrics)
+    : options_(options), engine_(engine), cache_(cache), metrics_(metrics), scheduler_(options.limits, cache) {
+  inter_token_.reserve(options.limits.max_sequences);
+}
+
+Status Router::Submit(std::vector<std::unique_ptr<Sequence>> batch) {
+  const std::size_t count = batch.size();
+  std::size_t sequences = 0;  // scores are no requests
+  for (const auto& sequence : batch)
+    if (sequence->request.kind == SequenceKind::kGenerate) ++sequences;
+  const auto refuse = [&](Status status) {
+    metrics_.OnRejected(sequences);
+    return status;
+  };
+  std::size_t prompt_tokens = 0;
+  for (const auto& sequence : batch) {
+    prompt_tokens += sequence->request.prompt.size();
+    if (!scheduler_.Fits(sequence->request))
+      return refuse(ResourceExhausted("sequences[", sequence->request.index, "] needs ",
+                                      sequence->request.kv_tokens(), " positions of the KV cache, which has ",
+                                      cache_.capacity_tokens(), " (--kv-tokens)"));
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    if (draining_ || ended_) return refuse(Unavailable("the server is draining and takes no new requests"));
+    if (waiting_ + count > options_.max_queued)
+      return refuse(ResourceExhausted("the queue holds ", waiting_, " of at most ", options_.max_queued,
+                                      " sequences (--max-queued) and has no room for ", count, " more"));
+    waiting_ += count;
+    for (auto& sequence : batch) inbox_.push_back(std::move(sequence));
+  }
+  metrics_.OnPromptTokens(prompt_tokens);
+  changed_.notify_one();
+  return Status::Ok();
+}
+
+void Router::Drain() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (draining_) return;
+    draining_ = true;
+    drain_deadline_ = After(options_.drain_timeout);
+  }
+  changed_.notify_one();
+}
+
+void Router::StopNow() {
+  {
+    const std::lock_guard lock(mutex_);
+    draining_ = true;
+    stop_now_ = true;
+  }
+  changed_.notify_one();
+}
+
+bool Router::draining() const {
+  const std::lock_guard lock(mutex_);
+  return draining_;
+}
+
+bool Router::OnEngineThread(std::function<void()> inspect) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (ended_) return false;
+    inspections_.push_back(std::move(inspect));
+  }
+  changed_.notify_one();
+  return true;
+}
+
+Status Router::Run() {
+  while (TakeIn()) {
+    scheduler_.Admit([](Sequence& sequence) { sequence.admitted = Clock::now(); });
+    RetireEnded();
+    if (scheduler_.running() == 0) continue;
+    if (const Status status = Step(); !status.ok()) {
+      metrics_.OnWorkersDown();
+      {
+        const std::lock_guard lock(mutex_);
+        draining_ = true;
+      }
+      FailAll(status);
+      break;
+    }
+  }
+  FailAll(Unavailable("the server stopped before the sequence was finished"));
+  if (failed_ == 0) return Status::Ok();
+  return failure_.WithContext(Cat(failed_, " sequence(s) did not finish"));
+}
+
+bool Router::TakeIn() {
+  std::vector<std::function<void()>> inspections;
+  bool go_on = true;
+  {
+    std::unique_lock lock(mutex_);
+    waiting_ = scheduler_.waiting() + inbox_.size();
+    const auto idle = [&] { return scheduler_.running() == 0 && scheduler_.waiting() == 0; };
+    changed_.wait(lock, [&] { return !idle() || !inbox_.empty() || !inspections_.empty() || draining_; });
+    for (auto& sequence : inbox_) scheduler_.Enqueue(std::move(sequence));
+    inbox_.clear();
+    inspections.swap(inspections_);
+    const bool late = draining_ && Clock::now() >= drain_deadline_;
+    go_on = !stop_now_ && !late && !(draining_ && idle());
+  }
+  for (const auto& inspect : inspections) inspect();
+  return go_on;
+}
+
+Status Router::Step() {
+  const std::span<const Chunk> chunks = scheduler_.Schedule();
+  MOE_RETURN_IF_ERROR(engine_.Step(chunks));
+  const TimePoint now = Clock::now();
+  inter_token_.clear();
+  for (const Chunk& chunk : chunks) AfterStep(chunk, now);
+  metrics_.OnInterToken(inter_token_);
+  RetireEnded();
+  metrics_.OnStep(engine_.report(), queue_state());
+  if (now - window_published_ >= kWindowInterval || scheduler_.running() == 0) {
+    window_published_ = now;
+    metrics_.OnWindow(engine_.load_window());
+  }
+  return Status::Ok();
+}
+
+// Publishes what a step brought for one sequence; whether it has ended is RetireEnded's business.
+void Router::AfterStep(const Chunk& chunk, TimePoint now) {
+  Sequence& sequence = *chunk.sequence;
+  SequenceOutput& output = *sequence.output;
+  const std::size_t generated = sequence.generated();
+  if (sequence.request.return_routing) output.PublishRouted(sequence.computed);
+  if (generated == output.tokens()) return;
+  if (generated == 1) {
+    sequence.first_token = now;
+  } else {
+    inter_token_.push_back(Seconds(now - sequence.last_token));
+  }
+  sequence.last_token = now;
+  output.PublishTokens(generated);
+  sequence.listener->OnOutput();
+}
+
+void Router::RetireEnded() {
+  scheduler_.Retire([this](Sequence& sequence) {
+    const SequenceRequest& request = sequence.request;
+    if (request.kind == SequenceKind::kScore) {
+      if (sequence.computed == request.prompt.size()) {
+        End(sequence, FinishKind::kStop, Status::Ok());
+        return true;
+      }
+    } else if (sequence.generated() > 0) {
+      if (std::binary_search(request.stop_token_ids.begin(), request.stop_token_ids.end(), sequence.tokens.back())) {
+        End(sequence, FinishKind::kStop, Status::Ok());
+        return true;
+      }
+      if (sequence.generated() == request.max_new_tokens) {
+        End(sequence, FinishKind::kLength, Status::Ok());
+        return true;
+      }
+    }
+    if (!sequence.output->cancelled()) return false;
+    End(sequence, FinishKind::kCancelled, Status::Ok());
+    return true;
+  });
+  metrics_.OnQueue(queue_state());
+}
+
+void Router::FailAll(const Status& failure) {
+  std::vector<std::function<void()>> inspections;
+  {
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+    for (auto& sequence : inbox_) scheduler_.Enqueue(std::move(sequence));
+    inbox_.clear();
+    inspections.swap(inspections_);
+  }
+  for (const auto& inspect : inspections) inspect();
+  scheduler_.Retire([&](Sequence& sequence) {
+    if (sequence.output->cancelled()) {
+      End(sequence, FinishKind::kCancelled, Status::Ok());
+    } else {
+      if (failed_++ == 0) failure_ = failure;
+      End(sequence, FinishKind::kFailed, failure);
+    }
+    return true;
+  });
+  metrics_.OnQueue(queue_state());
+}
+
+void Router::End(Sequence& sequence, FinishKind finish, Status status) {
+  const TimePoint now = Clock::now();
+  SequenceResult& result = sequence.result;
+  result.finish = finish;
+  result.status = std::move(status);
+  const bool admitted = sequence.admitted != TimePoint{};
+  result.queue_seconds = Seconds((admitted ? sequence.admitted : now) - sequence.arrived);
+  result.time_to_first_token_seconds =
+      sequence.generated() > 0 ? Seconds(sequence.first_token - sequence.arrived) : 0;
+  result.total_seconds = Seconds(now - sequence.arrived);
+  metrics_.OnFinish(result, sequence.request.kind, sequence.generated());
+  sequence.output->Finish(std::move(result));
+  sequence.listener->OnOutput();
+}
+
+QueueState Router::queue_state() const {
+  return {.running = scheduler_.running(), .waiting = scheduler_.waiting(), .kv_tokens_used = cache_.used_tokens()};
+}
+
+}  // namespace moe

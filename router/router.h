@@ -1,0 +1,86 @@
+// The router's life: takes sequences from service threads, runs steps on one engine thread, ends each sequence exactly
+// once, drains.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "core/clock.h"
+#include "core/status.h"
+#include "model/kv_cache.h"
+#include "router/engine.h"
+#include "router/router_metrics.h"
+#include "router/scheduler.h"
+#include "router/sequence.h"
+
+namespace moe {
+
+class Router {
+ public:
+  struct Options {
+    SchedulerLimits limits;
+    std::size_t max_queued = 0;  // sequences waiting
+    std::chrono::milliseconds drain_timeout{0};
+  };
+  Router(Options options, Engine& engine, KvCache& cache, RouterMetrics& metrics);
+
+  // --- by any thread
+
+  /// Accepts the batch whole or not at all: UNAVAILABLE while draining, RESOURCE_EXHAUSTED when the queue has no room
+  /// for it or a sequence needs more KV than there is. What is accepted ends exactly once through its output.
+  Status Submit(std::vector<std::unique_ptr<Sequence>> batch);
+
+  /// Begins a drain: nothing more is accepted, what is accepted finishes for at most drain_timeout. A second call, with
+  /// `now`, ends what is left at once.
+  void Drain();
+  void StopNow();
+  bool draining() const;
+
+  /// Runs `inspect` on the engine thread between two steps; false, and not run, when the engine has ended.
+  bool OnEngineThread(std::function<void()> inspect);
+
+  // --- by the engine thread
+
+  /// Serves until drained. OK when everything accepted since has finished or was cancelled; otherwise why not.
+  Status Run();
+
+  const Engine& engine() const { return engine_; }
+  const Scheduler& scheduler() const { return scheduler_; }
+
+ private:
+  /// Moves what service threads left into the scheduler; waits for something when nothing runs. False to end.
+  bool TakeIn();
+  Status Step();
+  void AfterStep(const Chunk& chunk, TimePoint now);
+  /// Ends sequences that are finished, cancelled or, with `failure`, all of them.
+  void RetireEnded();
+  void FailAll(const Status& failure);
+  void End(Sequence& sequence, FinishKind finish, Status status);
+  QueueState queue_state() const;
+
+  const Options options_;
+  Engine& engine_;
+  KvCache& cache_;
+  RouterMetrics& metrics_;
+  Scheduler scheduler_;
+  std::vector<double> inter_token_;  // of a step
+  TimePoint window_published_{};
+  std::size_t failed_ = 0;  // sequences that did not finish
+  Status failure_;          // the first reason
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<std::unique_ptr<Sequence>> inbox_;
+  std::vector<std::function<void()>> inspections_;
+  std::size_t waiting_ = 0;  // in the inbox or the scheduler's queue
+  bool draining_ = false;
+  bool stop_now_ = false;
+  bool ended_ = false;
+  Deadline drain_deadline_ = kNoDeadline;
+};
+
+}  // namespace moe

@@ -1,0 +1,174 @@
+#include "router/router_metrics.h"
+
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include "placement/figures.h"
+
+namespace moe {
+namespace {
+
+constexpr std::array<const char*, 8> kPhases = {"attention", "gate",    "dispatch", "experts",
+                                                "wait",      "combine", "head",     "sample"};
+
+// From the shortest that a machine does to the longest that a client waits for.
+std::vector<double> ExchangeBuckets() { return ExponentialBuckets(20e-6, 2, 18); }     // 20 µs … 2.6 s
+std::vector<double> StepBuckets() { return ExponentialBuckets(100e-6, 2, 18); }        // 100 µs … 13 s
+std::vector<double> RequestBuckets() { return ExponentialBuckets(500e-6, 2, 19); }     // 0.5 ms … 131 s
+
+Counter Outcome(MetricsRegistry& registry, const char* outcome) {
+  return registry.AddCounter("moe_requests_total", "Sequences by how they ended.", {{"outcome", outcome}});
+}
+
+void AddParameters(MetricsRegistry& registry, const ParameterCount& count) {
+  const auto add = [&](const char* scope, std::uint64_t value) {
+    registry.AddGauge("moe_model_parameters", "Logical parameters of the model.", {{"scope", scope}})
+        .Set(static_cast<double>(value));
+  };
+  add("total", count.total);
+  add("active", count.active);
+  add("active_without_embedding", count.active_without_embedding);
+}
+
+}  // namespace
+
+RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegistry* experts)
+    : experts_per_token_(setup.config.experts_per_token()),
+      num_experts_(static_cast<std::size_t>(setup.config.num_experts())),
+      dense_parameters_(setup.parameters.dense()),
+      expert_parameters_each_(setup.parameters.expert_parameters_each()),
+      steps_(r.AddCounter("moe_steps_total", "Engine steps.")),
+      touched_(r.AddCounter("moe_step_touched_parameters_total",
+                            "Distinct parameters used by a step: the dense part and each expert that any token used.")),
+      prompt_tokens_(r.AddCounter("moe_prompt_tokens_total", "Prompt tokens of accepted sequences.")),
+      generated_tokens_(r.AddCounter("moe_generated_tokens_total", "Tokens handed to a stream.")),
+      finished_(Outcome(r, "finished")),
+      cancelled_(Outcome(r, "cancelled")),
+      rejected_(Outcome(r, "rejected")),
+      failed_(Outcome(r, "failed")),
+      running_(r.AddGauge("moe_requests_running", "Sequences that hold KV pages.")),
+      waiting_(r.AddGauge("moe_requests_waiting", "Sequences accepted and not running yet.")),
+      kv_used_(r.AddGauge("moe_kv_tokens_used", "Token positions of the KV pages that running sequences hold.")),
+      step_seconds_(r.AddHistogram("moe_step_seconds", "Duration of an engine step.", StepBuckets())),
+      batch_tokens_(r.AddHistogram("moe_batch_tokens", "Tokens of an engine step.", ExponentialBuckets(1, 2, 14))),
+      queue_seconds_(r.AddHistogram("moe_request_queue_seconds", "From arrival to admission.", RequestBuckets())),
+      first_token_seconds_(r.AddHistogram("moe_request_time_to_first_token_seconds",
+                                          "From arrival to the first token.", RequestBuckets())),
+      inter_token_seconds_(r.AddHistogram("moe_request_inter_token_seconds",
+                                          "Between two tokens of a sequence.", RequestBuckets())),
+      per_token_seconds_(r.AddHistogram("moe_request_time_per_output_token_seconds",
+                                        "Mean time between the tokens of a sequence of two or more.",
+                                        RequestBuckets())),
+      e2e_seconds_(r.AddHistogram("moe_request_e2e_seconds", "From arrival to the end.", RequestBuckets())),
+      expert_sums_(num_experts_) {
+  AddParameters(r, setup.parameters);
+  r.AddGauge("moe_kv_tokens_capacity", "Token positions of all KV pages.")
+      .Set(static_cast<double>(setup.kv_tokens_capacity));
+  r.AddGauge("moe_placement_generation", "Placement in force.")
+      .Set(static_cast<double>(setup.placement_generation));
+  // Nothing migrates in this version; the series are there so that a dashboard shows zero and not a gap.
+  for (const char* outcome : {"finished", "failed"})
+    r.AddCounter("moe_migrations_total", "Migrations of experts by how they ended.", {{"outcome", outcome}});
+  r.AddCounter("moe_migration_bytes_total", "Bytes of weights moved by migrations.");
+  for (const char* phase : kPhases)
+    phases_.push_back(r.AddCounter("moe_step_phase_seconds_total", "Time of steps by phase.", {{"phase", phase}}));
+  for (std::size_t e = 0; e < num_experts_; ++e)
+    expert_tokens_.push_back(r.AddCounter("moe_expert_tokens_total", "Tokens routed to an expert, over all layers.",
+                                          {{"expert", std::to_string(e)}}));
+  for (const int layer : setup.config.sparse_layers()) {
+    const Labels labels = {{"layer", std::to_string(layer)}};
+    layers_.push_back(
+        {.balancedness = r.AddGauge("moe_layer_balancedness", "Mean over maximum of an expert's tokens.", labels),
+         .entropy = r.AddGauge("moe_layer_entropy", "Normalised entropy of the experts' shares.", labels),
+         .dead = r.AddGauge("moe_layer_dead_experts", "Experts without a token in the window.", labels),
+         .collapsed = r.AddGauge("moe_layer_collapsed", "1 when routing uses a small part of the experts.", labels)});
+    if (experts == nullptr) continue;
+    for (std::size_t e = 0; e < num_experts_; ++e)
+      expert_layer_tokens_.push_back(
+          experts->AddCounter("moe_expert_layer_tokens_total", "Tokens routed to an expert of a layer.",
+                              {{"layer", std::to_string(layer)}, {"expert", std::to_string(e)}}));
+  }
+  for (int w = 0; setup.transport != nullptr && w < setup.transport->num_workers(); ++w) {
+    const std::string rank = std::to_string(setup.transport->rank(WorkerId(w)).value());
+    const Labels labels = {{"rank", rank}};
+    ranks_.push_back(
+        {.rows = r.AddCounter("moe_rank_rows_total", "Expert rows computed by a rank.", labels),
+         .busy = r.AddCounter("moe_rank_busy_seconds_total", "Time that a rank spent on dispatches.", labels),
+         .up = r.AddGauge("moe_worker_up", "1 while a worker answers.", labels),
+         .exchange = r.AddHistogram("moe_exchange_seconds", "From dispatch to a worker's reply.", ExchangeBuckets(),
+                                    {{"rank", rank}, {"transport", std::string(setup.transport->name())}})});
+    ranks_.back().up.Set(1);
+  }
+}
+
+void RouterMetrics::OnExchange(WorkerId worker, double seconds) { ranks_[worker.index()].exchange.Observe(seconds); }
+
+void RouterMetrics::OnStep(const StepReport& report, const QueueState& state) {
+  steps_.Add();
+  touched_.Add(static_cast<double>(dense_parameters_ + report.distinct_experts * expert_parameters_each_));
+  step_seconds_.Observe(report.seconds);
+  batch_tokens_.Observe(static_cast<double>(report.tokens));
+  const ExchangeTimes& x = report.exchange;
+  const std::array<double, kPhases.size()> phases = {
+      report.attention_seconds, report.gate_seconds, x.dispatch,         x.experts,
+      x.wait - x.experts,       x.combine,           report.head_seconds, report.sample_seconds};
+  for (std::size_t i = 0; i < phases.size(); ++i) phases_[i].Add(phases[i]);
+  for (std::size_t w = 0; w < report.workers.size(); ++w) {
+    ranks_[w].rows.Add(static_cast<double>(report.workers[w].rows));
+    ranks_[w].busy.Add(report.workers[w].busy_seconds);
+  }
+  std::fill(expert_sums_.begin(), expert_sums_.end(), 0);
+  for (std::size_t i = 0; i < report.expert_tokens.size(); ++i) {
+    expert_sums_[i % num_experts_] += report.expert_tokens[i];
+    if (!expert_layer_tokens_.empty() && report.expert_tokens[i] > 0)
+      expert_layer_tokens_[i].Add(static_cast<double>(report.expert_tokens[i]));
+  }
+  for (std::size_t e = 0; e < num_experts_; ++e) expert_tokens_[e].Add(static_cast<double>(expert_sums_[e]));
+  OnQueue(state);
+}
+
+void RouterMetrics::OnWindow(const LoadWindow& window) {
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    const std::span<const std::uint64_t> tokens = window.layer(i);
+    layers_[i].balancedness.Set(Balancedness(tokens));
+    layers_[i].entropy.Set(NormalizedEntropy(tokens));
+    layers_[i].dead.Set(DeadExperts(tokens));
+    layers_[i].collapsed.Set(Collapsed(tokens, experts_per_token_) ? 1 : 0);
+  }
+}
+
+void RouterMetrics::OnQueue(const QueueState& state) {
+  running_.Set(static_cast<double>(state.running));
+  waiting_.Set(static_cast<double>(state.waiting));
+  kv_used_.Set(static_cast<double>(state.kv_tokens_used));
+}
+
+void RouterMetrics::OnWorkersDown() {
+  for (const RankSeries& rank : ranks_) rank.up.Set(0);
+}
+
+void RouterMetrics::OnFinish(const SequenceResult& result, SequenceKind kind, std::size_t generated) {
+  if (kind != SequenceKind::kGenerate) return;
+  switch (result.finish) {
+    case FinishKind::kStop:
+    case FinishKind::kLength: finished_.Add(); break;
+    case FinishKind::kCancelled: cancelled_.Add(); break;
+    case FinishKind::kFailed: failed_.Add(); break;
+  }
+  queue_seconds_.Observe(result.queue_seconds);
+  e2e_seconds_.Observe(result.total_seconds);
+  if (generated == 0) return;
+  first_token_seconds_.Observe(result.time_to_first_token_seconds);
+  if (generated > 1)
+    per_token_seconds_.Observe((result.total_seconds - result.time_to_first_token_seconds) /
+                               static_cast<double>(generated - 1));
+}
+
+void RouterMetrics::OnInterToken(std::span<const double> seconds) {
+  for (const double value : seconds) inter_token_seconds_.Observe(value);
+}
+
+void RouterMetrics::OnRejected(std::size_t sequences) const { rejected_.Add(static_cast<double>(sequences)); }
+
+}  // namespace moe

@@ -1,0 +1,81 @@
+// The router's metrics by name (docs/metrics.md). Counters and gauges are observed once a step or a request.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "metrics/metrics.h"
+#include "model/config.h"
+#include "model/parameter_count.h"
+#include "placement/load_window.h"
+#include "router/engine.h"
+#include "router/expert_exchange.h"
+#include "router/sequence.h"
+#include "transport/transport.h"
+
+namespace moe {
+
+struct QueueState {
+  std::size_t running = 0;
+  std::size_t waiting = 0;
+  std::size_t kv_tokens_used = 0;
+};
+
+class RouterMetrics final : public ExchangeObserver {
+ public:
+  struct Setup {
+    const ModelConfig& config;
+    const ParameterCount& parameters;
+    const Transport* transport = nullptr;  // null for a model without experts
+    std::uint64_t placement_generation = 0;
+    std::size_t kv_tokens_capacity = 0;
+  };
+  /// `experts`, when not null, gets the metrics of /metrics/experts.
+  RouterMetrics(const Setup& setup, MetricsRegistry& registry, MetricsRegistry* experts);
+
+  // By the engine thread.
+  void OnExchange(WorkerId worker, double seconds) override;
+  void OnStep(const StepReport& report, const QueueState& state);
+  void OnWindow(const LoadWindow& window);
+  void OnQueue(const QueueState& state);
+  void OnWorkersDown();
+  /// `generated`: tokens that came out of the sequence.
+  void OnFinish(const SequenceResult& result, SequenceKind kind, std::size_t generated);
+  /// Seconds between the last two tokens of each of some sequences.
+  void OnInterToken(std::span<const double> seconds);
+
+  // By service threads.
+  void OnRejected(std::size_t sequences) const;
+  void OnTokensSent(std::size_t tokens) const { generated_tokens_.Add(static_cast<double>(tokens)); }
+  void OnPromptTokens(std::size_t tokens) const { prompt_tokens_.Add(static_cast<double>(tokens)); }
+
+ private:
+  struct LayerGauges {
+    Gauge balancedness, entropy, dead, collapsed;
+  };
+  struct RankSeries {
+    Counter rows, busy;
+    Gauge up;
+    Histogram exchange;
+  };
+
+  const int experts_per_token_;
+  const std::size_t num_experts_;
+  const std::uint64_t dense_parameters_;
+  const std::uint64_t expert_parameters_each_;
+
+  Counter steps_, touched_, prompt_tokens_, generated_tokens_;
+  Counter finished_, cancelled_, rejected_, failed_;
+  Gauge running_, waiting_, kv_used_;
+  Histogram step_seconds_, batch_tokens_;
+  Histogram queue_seconds_, first_token_seconds_, inter_token_seconds_, per_token_seconds_, e2e_seconds_;
+  std::vector<Counter> phases_;         // in the order of kPhases
+  std::vector<Counter> expert_tokens_;  // by expert, summed over layers
+  std::vector<Counter> expert_layer_tokens_;  // (sparse layers, experts), only on /metrics/experts
+  std::vector<LayerGauges> layers_;           // by sparse layer
+  std::vector<RankSeries> ranks_;             // by worker
+  std::vector<std::uint64_t> expert_sums_;    // scratch of a step, by expert
+};
+
+}  // namespace moe

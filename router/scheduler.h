@@ -1,0 +1,75 @@
+// Which sequences run, and how many tokens of each, in the next step: continuous batching with chunked prefill.
+#pragma once
+
+#include <cstddef>
+#include <deque>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "model/kv_cache.h"
+#include "router/sequence.h"
+
+namespace moe {
+
+struct SchedulerLimits {
+  std::size_t max_sequences = 0;    // running at a time
+  std::size_t max_step_tokens = 0;  // rows of a step, at least 2
+  std::size_t prefill_chunk = 0;    // prompt tokens of a sequence in a step; 0 = as many as fit
+};
+
+/// `tokens` next positions of a sequence.
+struct Chunk {
+  Sequence* sequence = nullptr;
+  std::size_t tokens = 0;
+};
+
+/// Sequences are admitted in the order of arrival, each with all the KV pages that it can ever need: what runs can
+/// always finish, so admission never deadlocks on KV, and nobody overtakes a large request for ever. A step takes the
+/// running decodes first, one token each, then prefill chunks; both rotate, so that under any limits every sequence
+/// advances. Used by the engine thread alone; Schedule and Retire allocate nothing.
+class Scheduler {
+ public:
+  Scheduler(SchedulerLimits limits, KvCache& cache);
+
+  /// The sequence must fit the cache (Fits).
+  void Enqueue(std::unique_ptr<Sequence> sequence);
+  bool Fits(const SequenceRequest& request) const;
+
+  /// Admits waiting sequences while there is room; calls `admitted(sequence)` for each.
+  template <typename Admitted>
+  void Admit(Admitted&& admitted) {
+    while (Sequence* sequence = AdmitOne()) admitted(*sequence);
+  }
+
+  /// The next step's chunks, in the order of its rows; empty only when nothing runs.
+  std::span<const Chunk> Schedule();
+
+  /// Takes out every sequence for which `done(sequence)` is true, running or waiting; its pages are free again.
+  template <typename Done>
+  void Retire(Done&& done) {
+    std::erase_if(running_, [&](std::unique_ptr<Sequence>& sequence) {
+      if (!done(*sequence)) return false;
+      ReleasePages(*sequence);
+      return true;
+    });
+    std::erase_if(waiting_, [&](std::unique_ptr<Sequence>& sequence) { return done(*sequence); });
+  }
+
+  std::size_t running() const { return running_.size(); }
+  std::size_t waiting() const { return waiting_.size(); }
+
+ private:
+  Sequence* AdmitOne();
+  void ReleasePages(Sequence& sequence);
+
+  const SchedulerLimits limits_;
+  KvCache& cache_;
+  std::deque<std::unique_ptr<Sequence>> waiting_;
+  std::vector<std::unique_ptr<Sequence>> running_;  // in the order of admission
+  std::vector<Chunk> chunks_;
+  std::size_t decode_turn_ = 0;   // where the next step begins among the running
+  std::size_t prefill_turn_ = 0;
+};
+
+}  // namespace moe
