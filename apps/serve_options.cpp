@@ -58,12 +58,13 @@ class Adder {
 
   /// One of some words.
   template <typename Value>
-  CLI::Option* AddChoice(const std::string& name, Value& value, const Choices<Value>& choices,
-                         const std::string& shown, const std::string& help) {
+  CLI::Option* AddChoice(const std::string& name, Value& value, const Choices<Value>& choices, const std::string& shown,
+                         const std::string& help) {
     std::vector<std::string> words;
     for (const auto& choice : choices) words.push_back(choice.first);
     return app_
-        .add_option_function<std::string>(name, [&value, choices](const std::string& w) { value = choices.at(w); }, help)
+        .add_option_function<std::string>(
+            name, [&value, choices](const std::string& w) { value = choices.at(w); }, help)
         ->envname(EnvironmentName(name))
         ->default_str(shown)
         ->check(CLI::IsMember(words));
@@ -75,12 +76,10 @@ class Adder {
 
 void AddModelOptions(Adder& add, ServeOptions& o) {
   add.Add("--model", o.model, "Folder of a Hugging Face checkpoint")->required();
-  add.AddChoice<std::optional<WeightType>>("--weight-type", o.weight_type,
-                                           {{"auto", std::nullopt},
-                                            {"f32", WeightType::kF32},
-                                            {"bf16", WeightType::kBf16},
-                                            {"f16", WeightType::kF16}},
-                                           "auto", "Type that weights are held in; auto: as stored");
+  add.AddChoice<std::optional<WeightType>>(
+      "--weight-type", o.weight_type,
+      {{"auto", std::nullopt}, {"f32", WeightType::kF32}, {"bf16", WeightType::kBf16}, {"f16", WeightType::kF16}},
+      "auto", "Type that weights are held in; auto: as stored");
   add.Add("--placement", o.placement, "linear, round_robin or a placement file")
       ->check([](const std::string& value) -> std::string {
         if (value == "linear" || value == "round_robin" || std::filesystem::exists(value)) return "";
@@ -95,9 +94,7 @@ void AddAddressOptions(CLI::App& app, Adder& add, ServeOptions& o) {
   add.Add("--metrics-host", o.metrics_host, "Host that metrics and the workers' control services listen on");
   app.add_option_function<std::string>(
          "--metrics-port",
-         [&o](const std::string& text) {
-           o.metrics_port = text == "auto" ? std::optional<int>() : std::stoi(text);
-         },
+         [&o](const std::string& text) { o.metrics_port = text == "auto" ? std::optional<int>() : std::stoi(text); },
          "Rank r serves /metrics on this + r; auto: any free ports; 0: off")
       ->envname(EnvironmentName("--metrics-port"))
       ->default_str("9400")
@@ -108,11 +105,10 @@ void AddAddressOptions(CLI::App& app, Adder& add, ServeOptions& o) {
 }
 
 void AddMachineOptions(Adder& add, ServeOptions& o) {
-  add.AddChoice<TransportChoice>("--transport", o.transport,
-                                 {{"auto", TransportChoice::kAuto},
-                                  {"inprocess", TransportChoice::kInProcess},
-                                  {"mpi", TransportChoice::kMpi}},
-                                 "auto", "auto: mpi under mpirun with two or more ranks, else inprocess");
+  add.AddChoice<TransportChoice>(
+      "--transport", o.transport,
+      {{"auto", TransportChoice::kAuto}, {"inprocess", TransportChoice::kInProcess}, {"mpi", TransportChoice::kMpi}},
+      "auto", "auto: mpi under mpirun with two or more ranks, else inprocess");
   static const Choices<int> backends = {{"auto", 0}, {"cpu", 0}};
   static int unused_backend = 0;  // one backend exists; the flag says so
   add.AddChoice<int>("--backend", unused_backend, backends, "auto", "Where experts are computed");
@@ -130,7 +126,8 @@ void AddLimitOptions(Adder& add, ServeOptions& o) {
   add.Add("--max-sequences", o.max_sequences, "Sequences that run at a time")->check(CLI::Range(std::size_t{1}, kMost));
   add.Add("--max-step-tokens", o.max_step_tokens, "Tokens of an engine step")->check(CLI::Range(std::size_t{2}, kMost));
   add.Add("--max-queued", o.max_queued, "Sequences that wait at a time")->check(CLI::Range(std::size_t{1}, kMost));
-  add.Add("--kv-tokens", o.kv_tokens, "Positions of the KV cache; 0: enough for --max-sequences, at most a quarter of the memory");
+  add.Add("--kv-tokens", o.kv_tokens,
+          "Positions of the KV cache; 0: enough for --max-sequences, at most a quarter of the memory");
   add.Add("--prefill-chunk", o.prefill_chunk, "Prompt tokens of a sequence in a step; 0: as many as fit");
   add.AddSeconds("--drain-timeout", o.drain_timeout, "Seconds that a drain may take");
 }

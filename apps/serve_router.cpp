@@ -74,11 +74,8 @@ InferenceSetup MakeInferenceSetup(const ServeSetup& setup, std::size_t kv_tokens
 Status WriteReadyFile(const ServeSetup& setup, const std::string& grpc, const std::vector<std::string>& metrics) {
   const std::filesystem::path& path = setup.options.ready_file;
   if (path.empty()) return Status::Ok();
-  const nlohmann::json ready = {{"grpc", grpc},
-                                {"http", nullptr},
-                                {"metrics", metrics},
-                                {"ranks", setup.topology.ranks()},
-                                {"pid", getpid()}};
+  const nlohmann::json ready = {
+      {"grpc", grpc}, {"http", nullptr}, {"metrics", metrics}, {"ranks", setup.topology.ranks()}, {"pid", getpid()}};
   std::filesystem::path temporary = path;
   temporary += Cat(".", getpid());
   std::ofstream file(temporary);

@@ -49,7 +49,8 @@ Result<Placement> MakePlacement(const ServeSetup& setup) {
   if (setup.options.placement == "linear") return named(LinearPlacement(shape));
   if (setup.options.placement == "round_robin") return named(RoundRobinPlacement(shape));
   if (shape.redundant_experts > 0)
-    return InvalidArgument("--redundant-experts ", shape.redundant_experts, ": a placement file says itself who is replicated");
+    return InvalidArgument("--redundant-experts ", shape.redundant_experts,
+                           ": a placement file says itself who is replicated");
   MOE_ASSIGN_OR_RETURN(Placement placement, ReadPlacementFile(setup.options.placement));
   if (const Status status = CheckPlacement(placement, shape); !status.ok())
     return status.WithContext(Cat("placement file ", setup.options.placement));

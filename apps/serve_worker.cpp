@@ -64,8 +64,7 @@ Status ServeLoaded(const WorkerHost& host, LoadedWorker& loaded, WorkerEndpoint&
     host.metrics->Serve();
   }
   Worker worker({.hidden = host.setup.exchange.hidden, .max_pairs = loaded.max_pairs}, loaded.description, loaded.shard,
-                *loaded.backend, totals,
-                [&](const DispatchFigures& figures) { loaded.metrics.OnDispatch(figures); });
+                *loaded.backend, totals, [&](const DispatchFigures& figures) { loaded.metrics.OnDispatch(figures); });
   return worker.Run(endpoint);
 }
 

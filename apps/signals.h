@@ -7,9 +7,9 @@
 
 namespace moe {
 
-/// Installs the handlers (before MPI starts, which would install its own) and ignores SIGPIPE. Workers leave it at that:
-/// they end when the router says so. Under a launcher, the kernel kills this process when the launcher dies, so that
-/// nothing stays behind.
+/// Installs the handlers (before MPI starts, which would install its own) and ignores SIGPIPE. Workers leave it at
+/// that: they end when the router says so. Under a launcher, the kernel kills this process when the launcher dies, so
+/// that nothing stays behind.
 void InstallSignalHandlers(bool launched);
 
 /// Tells the router: once of the first signal, also one that came before, and once of the second.

@@ -27,7 +27,8 @@ class AlignedBuffer {
  public:
   AlignedBuffer() = default;
   explicit AlignedBuffer(std::size_t size)
-      : data_(size == 0 ? nullptr : static_cast<T*>(AllocateAligned(size * sizeof(T))), Free{size * sizeof(T)}), size_(size) {}
+      : data_(size == 0 ? nullptr : static_cast<T*>(AllocateAligned(size * sizeof(T))), Free{size * sizeof(T)}),
+        size_(size) {}
   AlignedBuffer(AlignedBuffer&& other) noexcept : data_(std::move(other.data_)), size_(std::exchange(other.size_, 0)) {}
   AlignedBuffer& operator=(AlignedBuffer&& other) noexcept {
     data_ = std::move(other.data_);

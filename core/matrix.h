@@ -22,8 +22,7 @@ class MatrixView {
 
   /// A view of mutable elements is also one of constant elements.
   operator MatrixView<const T>() const  // NOLINT(google-explicit-constructor)
-    requires(!std::is_const_v<T>)
-  {
+      requires(!std::is_const_v<T>) {
     return {data_, rows_, cols_, stride_};
   }
 

@@ -82,7 +82,7 @@ Status Internal(const Parts&... parts) {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  Result(T value) : value_(std::move(value)) {}         // NOLINT(google-explicit-constructor)
   Result(Status status) : status_(std::move(status)) {  // NOLINT(google-explicit-constructor)
     MOE_CHECK(!status_.ok(), "a Result without a value needs a failure");
   }
@@ -115,16 +115,15 @@ class [[nodiscard]] Result {
 #define MOE_CONCAT_INNER(a, b) a##b
 #define MOE_CONCAT(a, b) MOE_CONCAT_INNER(a, b)
 
-#define MOE_RETURN_IF_ERROR(expression)                           \
-  do {                                                            \
-    if (::moe::Status moe_status = (expression); !moe_status.ok()) \
-      return moe_status;                                          \
+#define MOE_RETURN_IF_ERROR(expression)                                               \
+  do {                                                                                \
+    if (::moe::Status moe_status = (expression); !moe_status.ok()) return moe_status; \
   } while (false)
 
 /// MOE_ASSIGN_OR_RETURN(auto x, Call()): x is Call()'s value, or this function returns its failure.
 #define MOE_ASSIGN_OR_RETURN(declaration, expression) \
   MOE_ASSIGN_OR_RETURN_INNER(MOE_CONCAT(moe_result_, __LINE__), declaration, expression)
 #define MOE_ASSIGN_OR_RETURN_INNER(result, declaration, expression) \
-  auto result = (expression);                                      \
-  if (!result.ok()) return result.status();                        \
+  auto result = (expression);                                       \
+  if (!result.ok()) return result.status();                         \
   declaration = *std::move(result)

@@ -50,7 +50,7 @@ class CpuExpertBackend final : public ExpertBackend {
   template <typename Matrix>
   void Multiply(const ExpertShard::Layer& layer, std::span<const std::uint32_t> offsets, const Matrix& matrix,
                 MatrixView<const float> in, MatrixView<float> out, std::size_t work,
-                std::vector<float> MlpWeights::* bias) {
+                std::vector<float> MlpWeights::*bias) {
     std::size_t blocks = 0;  // of the slot with the most, so that an item's slot and block follow from its number
     for (const MlpWeights& weights : layer.weights)
       blocks = std::max(blocks, (matrix(weights).panels() + kBlockPanels - 1) / kBlockPanels);

@@ -60,8 +60,8 @@ grpc::Service* WorkerService::service() { return impl_.get(); }
 
 WorkerMetrics::WorkerMetrics(MetricsRegistry& registry)
     : rows_(registry.AddCounter("moe_worker_rows_total", "Expert rows computed by this worker.")),
-      busy_seconds_(registry.AddCounter("moe_worker_busy_seconds_total",
-                                        "Time from a dispatch's arrival here to its answer.")),
+      busy_seconds_(
+          registry.AddCounter("moe_worker_busy_seconds_total", "Time from a dispatch's arrival here to its answer.")),
       ffn_seconds_(registry.AddHistogram("moe_expert_ffn_seconds", "Time of the experts of one dispatch.",
                                          ExponentialBuckets(5e-6, 2, 20))) {}  // 5 µs … 2.6 s
 

@@ -4,7 +4,8 @@
 //
 // Shared rules, which make a row's bits independent of rows beside it, tiles, threads and instruction sets:
 //  - "running sum": acc = fma(a_k, b_k, acc), k ascending from acc = 0;
-//  - "lane sum" over n values: 16 partial sums, value i goes to partial i % 16 in ascending order (fma where it is a sum
+//  - "lane sum" over n values: 16 partial sums, value i goes to partial i % 16 in ascending order (fma where it is a
+//  sum
 //    of products), then partial j += partial j + 8, then + 4, + 2, + 1;
 //  - exp is the polynomial of kernels/exp.h, fused multiply-adds written as such, the same for vectors and scalars.
 #pragma once
@@ -51,7 +52,8 @@ class Kernels {
                             std::size_t panel_end, MatrixView<float> y) const = 0;
 
   /// y = weight * x / sqrt(mean(x²) + eps); the sum of squares is a lane sum. y may be x.
-  virtual void RmsNorm(std::span<const float> x, std::span<const float> weight, float eps, std::span<float> y) const = 0;
+  virtual void RmsNorm(std::span<const float> x, std::span<const float> weight, float eps,
+                       std::span<float> y) const = 0;
 
   /// Rotates each head of `heads` (n, width ≥ r) in place by the angles whose cosines and sines are given, (r/2) each;
   /// the elements past r pass. A pair (a, b) becomes (a cos − b sin, b cos + a sin), each fma(a, cos, −(b * sin)) and

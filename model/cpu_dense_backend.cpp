@@ -103,8 +103,7 @@ class CpuDenseBackend final : public DenseBackend {
     for (const StepBatch::Entry& entry : batch_->entries) Append(layer, entry, qkv.view);
 
     std::size_t visible = 0;
-    for (const StepBatch::Entry& entry : batch_->entries)
-      visible += entry.rows * (entry.first_position + entry.rows);
+    for (const StepBatch::Entry& entry : batch_->entries) visible += entry.rows * (entry.first_position + entry.rows);
     const std::size_t work = visible * static_cast<std::size_t>(spec.num_heads) * dim * 2;
     Share(attention_items_.size() * kv_heads, work, [&](std::size_t index, int thread) {
       AttendItem(layer, attention_items_[index / kv_heads], index % kv_heads, thread, qkv.view, out.view);
@@ -180,8 +179,8 @@ class CpuDenseBackend final : public DenseBackend {
     const std::size_t half = frequencies_.size();
     const auto heads = static_cast<std::size_t>(spec.num_heads + spec.num_kv_heads);  // q, then k, lie side by side
     const auto dim = static_cast<std::size_t>(spec.head_dim);
-    kernels_.Rope({qkv.data(), heads, dim}, cos_.span().subspan(row * half, half), sin_.span().subspan(row * half, half),
-                  config_.rope.pairing);
+    kernels_.Rope({qkv.data(), heads, dim}, cos_.span().subspan(row * half, half),
+                  sin_.span().subspan(row * half, half), config_.rope.pairing);
   }
 
   void Append(std::size_t layer, const StepBatch::Entry& entry, MatrixView<const float> qkv) {

@@ -1,4 +1,5 @@
-// One pass of a decoder-only model over a step's rows, in the pieces between which a router exchanges rows with workers.
+// One pass of a decoder-only model over a step's rows, in the pieces between which a router exchanges rows with
+// workers.
 #pragma once
 
 #include <cstddef>
@@ -38,15 +39,15 @@ class Decoder {
   DenseBackend& backend_;
   std::size_t rows_ = 0;
 
-  Tensor residual_;    // (max_step_tokens, hidden)
-  Tensor normed_;      // (max_step_tokens, hidden)
-  Tensor block_out_;   // (max_step_tokens, hidden)
-  Tensor qkv_;         // (max_step_tokens, widest q + k + v)
-  Tensor heads_;       // (max_step_tokens, widest heads * head_dim)
-  Tensor mlp_;         // (max_step_tokens, widest 2 * intermediate of the dense layers)
-  Tensor gate_;        // (max_step_tokens, num_experts)
-  Tensor last_;        // (max_logit_rows, hidden)
-  Tensor logits_;      // (max_logit_rows, vocab)
+  Tensor residual_;   // (max_step_tokens, hidden)
+  Tensor normed_;     // (max_step_tokens, hidden)
+  Tensor block_out_;  // (max_step_tokens, hidden)
+  Tensor qkv_;        // (max_step_tokens, widest q + k + v)
+  Tensor heads_;      // (max_step_tokens, widest heads * head_dim)
+  Tensor mlp_;        // (max_step_tokens, widest 2 * intermediate of the dense layers)
+  Tensor gate_;       // (max_step_tokens, num_experts)
+  Tensor last_;       // (max_logit_rows, hidden)
+  Tensor logits_;     // (max_logit_rows, vocab)
 };
 
 }  // namespace moe

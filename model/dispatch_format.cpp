@@ -29,7 +29,7 @@ static_assert(sizeof(DispatchPair) == 12);
 
 struct ReplyHeader {
   std::uint32_t version;
-  std::uint32_t code;   // StatusCode; anything but OK is followed by text
+  std::uint32_t code;  // StatusCode; anything but OK is followed by text
   std::uint32_t pairs;
   std::uint32_t bytes;  // of the text
   std::uint64_t busy_ns;
@@ -145,8 +145,7 @@ Result<DispatchReader> DispatchReader::Parse(std::span<const std::byte> payload)
   reader.pairs_ = {reinterpret_cast<const DispatchPair*>(payload.data() + sizeof(header)), header.pairs};
   reader.rows_ = payload.subspan(RowsOffset(reader.shape_));
   for (const DispatchPair& pair : reader.pairs_)
-    if (pair.row >= header.rows)
-      return Internal("a dispatch of ", header.rows, " rows asks for row ", pair.row);
+    if (pair.row >= header.rows) return Internal("a dispatch of ", header.rows, " rows asks for row ", pair.row);
   return reader;
 }
 

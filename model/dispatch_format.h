@@ -34,7 +34,7 @@ struct DispatchPair {
 };
 
 struct DispatchShape {
-  std::uint32_t layer = 0;  // absolute index
+  std::uint32_t layer = 0;       // absolute index
   std::uint64_t generation = 0;  // of the placement
   std::uint32_t rows = 0;
   std::uint32_t pairs = 0;

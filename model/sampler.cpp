@@ -31,9 +31,7 @@ std::uint32_t ArgMax(std::span<const float> logits) {
 
 // Larger logit first, ties to the lower id.
 auto Before(std::span<const float> logits) {
-  return [logits](std::uint32_t a, std::uint32_t b) {
-    return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-  };
+  return [logits](std::uint32_t a, std::uint32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
 }
 
 }  // namespace
@@ -107,7 +105,8 @@ std::uint32_t Sampler::Draw(const SamplingParams& params, DrawPosition at) {
     // The fewest of the likeliest whose sum reaches top_p.
     double sum = 0;
     std::size_t count = 0;
-    while (count < probabilities_.size() && sum < static_cast<double>(params.top_p)) sum += static_cast<double>(probabilities_[count++]);
+    while (count < probabilities_.size() && sum < static_cast<double>(params.top_p))
+      sum += static_cast<double>(probabilities_[count++]);
     candidates_.resize(count);
     probabilities_.resize(count);
   }

@@ -22,9 +22,7 @@ struct SamplingParams {
   float frequency_penalty = 0;
   std::uint64_t seed = 0;
 
-  bool has_penalties() const {
-    return repetition_penalty != 1 || presence_penalty != 0 || frequency_penalty != 0;
-  }
+  bool has_penalties() const { return repetition_penalty != 1 || presence_penalty != 0 || frequency_penalty != 0; }
 };
 
 /// INVALID_ARGUMENT naming the field and the value that is out of range.
@@ -73,8 +71,8 @@ class Sampler {
   std::uint32_t Draw(const SamplingParams& params, DrawPosition at);
 
   const Kernels& kernels_;
-  std::vector<float> logits_;            // (vocab), penalised
-  std::vector<float> probabilities_;     // of candidates
+  std::vector<float> logits_;         // (vocab), penalised
+  std::vector<float> probabilities_;  // of candidates
   std::vector<std::uint32_t> candidates_;
 };
 

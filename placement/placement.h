@@ -32,7 +32,7 @@ struct Placement {
 struct PlacementShape {
   int num_experts = 0;
   int workers = 0;
-  std::vector<int> layers;  // absolute indices of the sparse layers
+  std::vector<int> layers;    // absolute indices of the sparse layers
   int redundant_experts = 0;  // extra slots per layer, over all workers
 };
 

@@ -34,9 +34,8 @@ void DispatchPlan::Build(const ReplicaTable& replicas, std::size_t sparse_index,
       if (part.tokens.empty() || part.tokens.back() != token) part.tokens.push_back(static_cast<std::uint32_t>(token));
       sources_[token * ids.cols() + j] = {static_cast<std::uint32_t>(slot.worker.value()),
                                           static_cast<std::uint32_t>(part.pairs.size())};
-      part.pairs.push_back({.row = static_cast<std::uint32_t>(part.tokens.size() - 1),
-                            .slot = slot.slot,
-                            .weight = weights(token, j)});
+      part.pairs.push_back(
+          {.row = static_cast<std::uint32_t>(part.tokens.size() - 1), .slot = slot.slot, .weight = weights(token, j)});
     }
   }
 }

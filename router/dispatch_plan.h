@@ -11,8 +11,8 @@
 
 namespace moe {
 
-/// Built anew for every layer, without allocating. A token's row goes once to each worker that hosts one of its experts;
-/// what comes back is one row per (token, expert).
+/// Built anew for every layer, without allocating. A token's row goes once to each worker that hosts one of its
+/// experts; what comes back is one row per (token, expert).
 class DispatchPlan {
  public:
   struct Shape {

@@ -31,7 +31,7 @@ struct StepReport {
   double sample_seconds = 0;
   ExchangeTimes exchange;
   std::span<const WorkerStep> workers;
-  std::uint64_t distinct_experts = 0;           // (layer, expert) pairs that any token used
+  std::uint64_t distinct_experts = 0;            // (layer, expert) pairs that any token used
   std::span<const std::uint64_t> expert_tokens;  // (sparse layers, experts)
 };
 
@@ -86,9 +86,9 @@ class Engine {
   std::vector<std::uint32_t> positions_;  // (rows)
   std::vector<StepBatch::Entry> entries_;
   StepBatch batch_;
-  std::vector<std::size_t> sparse_index_;  // by layer
-  std::vector<std::int32_t> topk_ids_;     // (rows, k)
-  std::vector<float> topk_weights_;        // (rows, k)
+  std::vector<std::size_t> sparse_index_;     // by layer
+  std::vector<std::int32_t> topk_ids_;        // (rows, k)
+  std::vector<float> topk_weights_;           // (rows, k)
   std::vector<std::uint64_t> expert_tokens_;  // (sparse layers, experts)
   StepReport report_;
   EngineTotals totals_;

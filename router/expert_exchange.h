@@ -62,9 +62,9 @@ class ExpertExchange {
   struct LayerInput {
     std::uint32_t layer = 0;
     std::size_t sparse_index = 0;
-    MatrixView<const float> in;           // (tokens, hidden)
-    MatrixView<const std::int32_t> ids;   // (tokens, k)
-    MatrixView<const float> weights;      // (tokens, k)
+    MatrixView<const float> in;          // (tokens, hidden)
+    MatrixView<const std::int32_t> ids;  // (tokens, k)
+    MatrixView<const float> weights;     // (tokens, k)
   };
   Status Run(const LayerInput& input, MatrixView<float> residual);
 
@@ -90,10 +90,10 @@ class ExpertExchange {
   ExchangeObserver* const observer_;
   DispatchPlan plan_;
   std::unique_ptr<Exchange> exchange_;
-  std::vector<std::size_t> request_bytes_;     // by worker
-  std::vector<DispatchShape> shapes_;          // by worker
-  std::vector<DispatchReplyReader> replies_;   // by worker
-  AlignedBuffer<float> rows_;                  // (threads, 2, hidden): a reply's row, and the sum
+  std::vector<std::size_t> request_bytes_;    // by worker
+  std::vector<DispatchShape> shapes_;         // by worker
+  std::vector<DispatchReplyReader> replies_;  // by worker
+  AlignedBuffer<float> rows_;                 // (threads, 2, hidden): a reply's row, and the sum
   ExchangeTimes times_;
   std::vector<WorkerStep> workers_;
 };

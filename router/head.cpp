@@ -86,7 +86,8 @@ void Head::Score(Sequence& sequence, std::size_t position, std::span<const float
   const bool last = position + 1 == sequence.tokens.size();
   const ScoreLogits wanted = sequence.request.score_logits;
   if (wanted == ScoreLogits::kAll) {
-    std::copy(logits.begin(), logits.end(), output.logits.begin() + static_cast<std::ptrdiff_t>(position * logits.size()));
+    std::copy(logits.begin(), logits.end(),
+              output.logits.begin() + static_cast<std::ptrdiff_t>(position * logits.size()));
   } else if (wanted == ScoreLogits::kLast && last) {
     std::copy(logits.begin(), logits.end(), output.logits.begin());
   }

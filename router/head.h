@@ -45,9 +45,9 @@ class Head {
   Decoder& decoder_;
   const Kernels& kernels_;
   ThreadPool& pool_;
-  std::vector<Sampler> samplers_;     // by thread
-  std::vector<Wanted> wanted_;        // in row order
-  std::vector<std::uint32_t> rows_;   // of the step, one for each of wanted_
+  std::vector<Sampler> samplers_;    // by thread
+  std::vector<Wanted> wanted_;       // in row order
+  std::vector<std::uint32_t> rows_;  // of the step, one for each of wanted_
 };
 
 }  // namespace moe

@@ -234,9 +234,9 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
     routing_ = request.return_routing();
     Result<std::vector<SequenceRequest>> parsed = ParseScore(request, context_.config, context_.setup.limits);
     Outputs outputs;
-    const Status status = parsed.ok() ? SubmitAll(context_, *std::move(parsed),
-                                                  context_.delivery.Listener(shared_from_this()), outputs)
-                                      : parsed.status();
+    const Status status =
+        parsed.ok() ? SubmitAll(context_, *std::move(parsed), context_.delivery.Listener(shared_from_this()), outputs)
+                    : parsed.status();
     if (!status.ok()) {
       Refuse(status);
       return;

@@ -90,7 +90,8 @@ Result<std::vector<SequenceRequest>> ParseScore(const v1::ScoreRequest& message,
                                                 const RequestLimits& limits) {
   MOE_RETURN_IF_ERROR(CheckBatch(message.sequences_size(), limits));
   if (!v1::LogitsMode_IsValid(message.return_logits()))
-    return InvalidArgument("return_logits ", static_cast<int>(message.return_logits()), " is unknown (NONE, LAST, ALL)");
+    return InvalidArgument("return_logits ", static_cast<int>(message.return_logits()),
+                           " is unknown (NONE, LAST, ALL)");
   std::vector<SequenceRequest> requests;
   std::uint64_t reply_bytes = 0;
   for (int i = 0; i < message.sequences_size(); ++i) {

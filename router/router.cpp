@@ -29,9 +29,9 @@ Status Router::Submit(std::vector<std::unique_ptr<Sequence>> batch) {
   for (const auto& sequence : batch) {
     prompt_tokens += sequence->request.prompt.size();
     if (!scheduler_.Fits(sequence->request))
-      return refuse(ResourceExhausted("sequences[", sequence->request.index, "] needs ",
-                                      sequence->request.kv_tokens(), " positions of the KV cache, which has ",
-                                      cache_.capacity_tokens(), " (--kv-tokens)"));
+      return refuse(ResourceExhausted("sequences[", sequence->request.index, "] needs ", sequence->request.kv_tokens(),
+                                      " positions of the KV cache, which has ", cache_.capacity_tokens(),
+                                      " (--kv-tokens)"));
   }
   {
     const std::lock_guard lock(mutex_);
@@ -206,8 +206,7 @@ void Router::End(Sequence& sequence, FinishKind finish, Status status) {
   result.status = std::move(status);
   const bool admitted = sequence.admitted != TimePoint{};
   result.queue_seconds = Seconds((admitted ? sequence.admitted : now) - sequence.arrived);
-  result.time_to_first_token_seconds =
-      sequence.generated() > 0 ? Seconds(sequence.first_token - sequence.arrived) : 0;
+  result.time_to_first_token_seconds = sequence.generated() > 0 ? Seconds(sequence.first_token - sequence.arrived) : 0;
   result.total_seconds = Seconds(now - sequence.arrived);
   metrics_.OnFinish(result, sequence.request.kind, sequence.generated());
   sequence.output->Finish(std::move(result));

@@ -13,9 +13,9 @@ constexpr std::array<const char*, 8> kPhases = {"attention", "gate",    "dispatc
                                                 "wait",      "combine", "head",     "sample"};
 
 // From the shortest that a machine does to the longest that a client waits for.
-std::vector<double> ExchangeBuckets() { return ExponentialBuckets(20e-6, 2, 18); }     // 20 µs … 2.6 s
-std::vector<double> StepBuckets() { return ExponentialBuckets(100e-6, 2, 18); }        // 100 µs … 13 s
-std::vector<double> RequestBuckets() { return ExponentialBuckets(500e-6, 2, 19); }     // 0.5 ms … 131 s
+std::vector<double> ExchangeBuckets() { return ExponentialBuckets(20e-6, 2, 18); }  // 20 µs … 2.6 s
+std::vector<double> StepBuckets() { return ExponentialBuckets(100e-6, 2, 18); }     // 100 µs … 13 s
+std::vector<double> RequestBuckets() { return ExponentialBuckets(500e-6, 2, 19); }  // 0.5 ms … 131 s
 
 Counter Outcome(MetricsRegistry& registry, const char* outcome) {
   return registry.AddCounter("moe_requests_total", "Sequences by how they ended.", {{"outcome", outcome}});
@@ -53,10 +53,10 @@ RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegi
       step_seconds_(r.AddHistogram("moe_step_seconds", "Duration of an engine step.", StepBuckets())),
       batch_tokens_(r.AddHistogram("moe_batch_tokens", "Tokens of an engine step.", ExponentialBuckets(1, 2, 14))),
       queue_seconds_(r.AddHistogram("moe_request_queue_seconds", "From arrival to admission.", RequestBuckets())),
-      first_token_seconds_(r.AddHistogram("moe_request_time_to_first_token_seconds",
-                                          "From arrival to the first token.", RequestBuckets())),
-      inter_token_seconds_(r.AddHistogram("moe_request_inter_token_seconds",
-                                          "Between two tokens of a sequence.", RequestBuckets())),
+      first_token_seconds_(r.AddHistogram("moe_request_time_to_first_token_seconds", "From arrival to the first token.",
+                                          RequestBuckets())),
+      inter_token_seconds_(
+          r.AddHistogram("moe_request_inter_token_seconds", "Between two tokens of a sequence.", RequestBuckets())),
       per_token_seconds_(r.AddHistogram("moe_request_time_per_output_token_seconds",
                                         "Mean time between the tokens of a sequence of two or more.",
                                         RequestBuckets())),
@@ -65,8 +65,7 @@ RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegi
   AddParameters(r, setup.parameters);
   r.AddGauge("moe_kv_tokens_capacity", "Token positions of all KV pages.")
       .Set(static_cast<double>(setup.kv_tokens_capacity));
-  r.AddGauge("moe_placement_generation", "Placement in force.")
-      .Set(static_cast<double>(setup.placement_generation));
+  r.AddGauge("moe_placement_generation", "Placement in force.").Set(static_cast<double>(setup.placement_generation));
   // Nothing migrates in this version; the series are there so that a dashboard shows zero and not a gap.
   for (const char* outcome : {"finished", "failed"})
     r.AddCounter("moe_migrations_total", "Migrations of experts by how they ended.", {{"outcome", outcome}});
@@ -111,7 +110,7 @@ void RouterMetrics::OnStep(const StepReport& report, const QueueState& state) {
   batch_tokens_.Observe(static_cast<double>(report.tokens));
   const ExchangeTimes& x = report.exchange;
   const std::array<double, kPhases.size()> phases = {
-      report.attention_seconds, report.gate_seconds, x.dispatch,         x.experts,
+      report.attention_seconds, report.gate_seconds, x.dispatch,          x.experts,
       x.wait - x.experts,       x.combine,           report.head_seconds, report.sample_seconds};
   for (std::size_t i = 0; i < phases.size(); ++i) phases_[i].Add(phases[i]);
   for (std::size_t w = 0; w < report.workers.size(); ++w) {

@@ -70,8 +70,8 @@ class RouterMetrics final : public ExchangeObserver {
   Gauge running_, waiting_, kv_used_;
   Histogram step_seconds_, batch_tokens_;
   Histogram queue_seconds_, first_token_seconds_, inter_token_seconds_, per_token_seconds_, e2e_seconds_;
-  std::vector<Counter> phases_;         // in the order of kPhases
-  std::vector<Counter> expert_tokens_;  // by expert, summed over layers
+  std::vector<Counter> phases_;               // in the order of kPhases
+  std::vector<Counter> expert_tokens_;        // by expert, summed over layers
   std::vector<Counter> expert_layer_tokens_;  // (sparse layers, experts), only on /metrics/experts
   std::vector<LayerGauges> layers_;           // by sparse layer
   std::vector<RankSeries> ranks_;             // by worker

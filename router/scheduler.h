@@ -68,7 +68,7 @@ class Scheduler {
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in the order of admission
   std::vector<Chunk> chunks_;
-  std::size_t decode_turn_ = 0;   // where the next step begins among the running
+  std::size_t decode_turn_ = 0;  // where the next step begins among the running
   std::size_t prefill_turn_ = 0;
 };
 

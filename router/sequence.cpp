@@ -18,15 +18,15 @@ SequenceOutput::SequenceOutput(const SequenceRequest& request, const ModelConfig
     top_logprobs.resize(generated * request.num_logprobs);
   }
   if (request.return_routing) {
-    const std::size_t routed = config.sparse_layers().size() * request.kv_tokens() *
-                               static_cast<std::size_t>(config.experts_per_token());
+    const std::size_t routed =
+        config.sparse_layers().size() * request.kv_tokens() * static_cast<std::size_t>(config.experts_per_token());
     routing_ids.resize(routed);
     routing_weights.resize(routed);
   }
 }
 
-Sequence::Sequence(SequenceRequest asked, std::shared_ptr<SequenceOutput> out,
-                   std::shared_ptr<OutputListener> hears, const ModelConfig& config)
+Sequence::Sequence(SequenceRequest asked, std::shared_ptr<SequenceOutput> out, std::shared_ptr<OutputListener> hears,
+                   const ModelConfig& config)
     : request(std::move(asked)),
       output(std::move(out)),
       listener(std::move(hears)),

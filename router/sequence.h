@@ -101,9 +101,9 @@ struct Sequence {
   std::shared_ptr<SequenceOutput> output;
   std::shared_ptr<OutputListener> listener;
 
-  std::vector<std::uint32_t> tokens;  // prompt and what was generated
-  std::vector<PageId> pages;          // of the KV cache, by absolute page
-  std::size_t computed = 0;           // positions in the cache
+  std::vector<std::uint32_t> tokens;    // prompt and what was generated
+  std::vector<PageId> pages;            // of the KV cache, by absolute page
+  std::size_t computed = 0;             // positions in the cache
   std::unique_ptr<TokenCounts> counts;  // when penalties need it
   std::vector<bool> experts_used;       // (sparse layers, experts)
   SequenceResult result;                // grows while it runs

@@ -6,8 +6,7 @@ namespace {
 // Sends `kind` to every worker and waits for every reply.
 Status Ask(Transport& transport, Exchange& exchange, MessageKind kind, Deadline deadline) {
   std::vector<std::size_t> bytes;
-  for (int w = 0; w < transport.num_workers(); ++w)
-    bytes.push_back(WriteControl(exchange.request(WorkerId(w)), kind));
+  for (int w = 0; w < transport.num_workers(); ++w) bytes.push_back(WriteControl(exchange.request(WorkerId(w)), kind));
   MOE_RETURN_IF_ERROR(exchange.Start(bytes));
   return exchange.Wait(deadline);
 }

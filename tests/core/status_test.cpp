@@ -47,9 +47,7 @@ TEST(Result, MovesWhatCannotBeCopied) {
   EXPECT_EQ(*value, 7);
 }
 
-TEST(ResultDeath, ReadingAFailureStopsWithItsMessage) {
-  EXPECT_DEATH((void)*Half(3), "n 3 is odd");
-}
+TEST(ResultDeath, ReadingAFailureStopsWithItsMessage) { EXPECT_DEATH((void)*Half(3), "n 3 is odd"); }
 
 }  // namespace
 }  // namespace moe
