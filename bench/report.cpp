@@ -8,7 +8,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "bench_build_info.h"
+#include "build_info.h"
 #include "core/text.h"
 
 namespace moe {
@@ -86,7 +86,7 @@ BuildDescription DescribeBuild() {
 #else
   const std::string compiler = Cat("gcc ", __VERSION__);
 #endif
-  return {.version = MOE_BENCH_VERSION, .commit = MOE_BENCH_COMMIT, .compiler = compiler};
+  return {.version = kBuildVersion, .commit = kBuildCommit, .compiler = compiler};
 }
 
 std::string NowUtc() {
