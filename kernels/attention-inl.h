@@ -18,13 +18,8 @@ namespace HWY_NAMESPACE {
 static_assert(kPageTokens == 2 * kLanes);
 inline constexpr std::size_t kPanelsPerPage = 2;
 
-/// Query heads that go through the pages together: as many as a tile takes with the two panels of a page.
-constexpr std::size_t HeadsAtOnce() {
-  std::size_t heads = 1;
-  while (heads < kMaxTileRows && PanelsForRows(heads + 1) >= kPanelsPerPage) ++heads;
-  return heads;
-}
-inline constexpr std::size_t kMaxHeads = HeadsAtOnce();
+/// Query heads that go through the pages together.
+inline constexpr std::size_t kMaxHeads = kMaxTileRows;
 inline constexpr std::size_t kMaxPagesAtOnce = kMaxPanels / kPanelsPerPage;
 
 /// Where the online softmax of one head stands.
@@ -91,17 +86,24 @@ inline void AddValues(MatrixView<const float> weights, MatrixView<const float> v
   }
 }
 
-/// Scores of all positions of `pages` pages from page `page` on: (heads, 32 pages), unscaled.
+/// Scores of all positions of as many pages as `scores` has room for, from page `page` on: (heads, 32 pages), unscaled.
 inline void ScorePages(const AttentionTask& task, MatrixView<const float> queries, std::size_t page,
                        MatrixView<float> scores) {
   std::array<const std::byte*, kMaxPanels> panels;
-  const std::size_t count = scores.cols() / kLanes;
-  for (std::size_t p = 0; p < count; ++p) {
-    const float* keys = task.key_pages[page + p / kPanelsPerPage] + p % kPanelsPerPage * kLanes;
-    panels[p] = reinterpret_cast<const std::byte*>(keys);
+  const std::size_t whole = scores.cols() / kLanes;
+  for (std::size_t first = 0; first < whole;) {
+    const std::size_t count = PanelsAtOnce(queries.rows(), whole - first);
+    for (std::size_t p = 0; p < count; ++p) {
+      const std::size_t panel = first + p;
+      const float* keys = task.key_pages[page + panel / kPanelsPerPage] + panel % kPanelsPerPage * kLanes;
+      panels[p] = reinterpret_cast<const std::byte*>(keys);
+    }
+    RunTileOf<WeightType::kF32>({.x = queries,
+                                 .panels = {panels.data(), count},
+                                 .panel_stride = kPageTokens * sizeof(float),
+                                 .y = scores.Columns(first * kLanes, count * kLanes)});
+    first += count;
   }
-  RunTileOf<WeightType::kF32>(
-      {.x = queries, .panels = {panels.data(), count}, .panel_stride = kPageTokens * sizeof(float), .y = scores});
 }
 
 /// Heads [first_head, first_head + heads) of the task, at most kMaxHeads.
@@ -115,7 +117,8 @@ inline void AttendHeads(const AttentionTask& task, std::size_t first_head, std::
   const std::size_t page_end = (task.end + kPageTokens - 1) / kPageTokens;
   for (std::size_t page = task.begin / kPageTokens; page < page_end;) {
     // With few heads the scores of several pages are taken at once, to keep enough sums under way.
-    const std::size_t pages = PanelsAtOnce(heads, kPanelsPerPage * (page_end - page)) / kPanelsPerPage;
+    const std::size_t wanted = std::max<std::size_t>(PanelsForRows(heads) / kPanelsPerPage, 1);
+    const std::size_t pages = std::min(wanted, page_end - page);
     const MatrixView<float> scores(scratch.data(), heads, pages * kPageTokens);
     ScorePages(task, queries, page, scores);
     for (std::size_t i = 0; i < pages; ++i, ++page) {
