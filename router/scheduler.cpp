@@ -9,6 +9,8 @@ namespace moe {
 Scheduler::Scheduler(SchedulerLimits limits, KvCache& cache) : limits_(limits), cache_(cache) {
   MOE_CHECK(limits.max_sequences > 0 && limits.max_step_tokens > 1);
   running_.reserve(limits.max_sequences);
+  decodes_.reserve(limits.max_sequences);
+  prefills_.reserve(limits.max_sequences);
   chunks_.reserve(limits.max_sequences);
 }
 
@@ -28,45 +30,40 @@ Sequence* Scheduler::AdmitOne() {
   running_.push_back(std::move(waiting_.front()));
   waiting_.pop_front();
   Sequence& sequence = *running_.back();
+  sequence.turn = ++last_turn_;
   for (std::size_t i = 0; i < pages; ++i) sequence.pages.push_back(cache_.Allocate());
   return &sequence;
 }
 
 std::span<const Chunk> Scheduler::Schedule() {
   chunks_.clear();
-  const std::size_t count = running_.size();
-  if (count == 0) return chunks_;
+  decodes_.clear();
+  prefills_.clear();
+  for (const auto& sequence : running_) (sequence->prefilling() ? prefills_ : decodes_).push_back(sequence.get());
+  const auto earlier = [](const Sequence* a, const Sequence* b) { return a->turn < b->turn; };
   std::size_t budget = limits_.max_step_tokens;
 
   // One token is left for prefill, so that decodes that fill a step cannot keep a prompt waiting for ever.
-  const bool prefilling = std::any_of(running_.begin(), running_.end(), [](const auto& s) { return s->prefilling(); });
-  const std::size_t reserved = prefilling ? 1 : 0;
-  decode_turn_ %= count;
-  std::size_t decoded = 0;
-  for (std::size_t i = 0; i < count && budget > reserved; ++i) {
-    Sequence& sequence = *running_[(decode_turn_ + i) % count];
-    if (sequence.prefilling()) continue;
-    chunks_.push_back({&sequence, 1});
-    --budget;
-    decoded = i + 1;
+  const std::size_t reserved = prefills_.empty() ? 0 : 1;
+  if (decodes_.size() > budget - reserved) std::sort(decodes_.begin(), decodes_.end(), earlier);
+  for (Sequence* sequence : decodes_) {
+    if (budget == reserved) break;
+    Take(*sequence, 1, budget);
   }
-  // Only when decodes alone fill a step does it matter who comes first next time.
-  if (budget == reserved) decode_turn_ += decoded;
 
-  prefill_turn_ %= count;
-  std::size_t next_turn = prefill_turn_;
-  for (std::size_t i = 0; i < count && budget > 0; ++i) {
-    const std::size_t index = (prefill_turn_ + i) % count;
-    Sequence& sequence = *running_[index];
-    if (!sequence.prefilling()) continue;
+  std::sort(prefills_.begin(), prefills_.end(), earlier);
+  for (Sequence* sequence : prefills_) {
+    if (budget == 0) break;
     const std::size_t most = limits_.prefill_chunk == 0 ? budget : std::min(budget, limits_.prefill_chunk);
-    const std::size_t tokens = std::min(most, sequence.remaining());
-    chunks_.push_back({&sequence, tokens});
-    budget -= tokens;
-    next_turn = index + 1;
+    Take(*sequence, std::min(most, sequence->remaining()), budget);
   }
-  prefill_turn_ = next_turn;
   return chunks_;
+}
+
+void Scheduler::Take(Sequence& sequence, std::size_t tokens, std::size_t& budget) {
+  chunks_.push_back({&sequence, tokens});
+  sequence.turn = ++last_turn_;
+  budget -= tokens;
 }
 
 void Scheduler::ReleasePages(Sequence& sequence) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <deque>
 #include <memory>
 #include <span>
@@ -26,8 +27,9 @@ struct Chunk {
 
 /// Sequences are admitted in the order of arrival, each with all the KV pages that it can ever need: what runs can
 /// always finish, so admission never deadlocks on KV, and nobody overtakes a large request for ever. A step takes the
-/// running decodes first, one token each, then prefill chunks; both rotate, so that under any limits every sequence
-/// advances. Used by the engine thread alone; Schedule and Retire allocate nothing.
+/// running decodes first, one token each, then prefill chunks. Where either do not all fit, those served longest ago
+/// come first, so that under any limits a running sequence advances at least once in max_sequences steps. Used by the
+/// engine thread alone; Schedule and Retire allocate nothing.
 class Scheduler {
  public:
   Scheduler(SchedulerLimits limits, KvCache& cache);
@@ -61,15 +63,18 @@ class Scheduler {
 
  private:
   Sequence* AdmitOne();
+  /// Gives the sequence a place in the step, and the last one in its line.
+  void Take(Sequence& sequence, std::size_t tokens, std::size_t& budget);
   void ReleasePages(Sequence& sequence);
 
   const SchedulerLimits limits_;
   KvCache& cache_;
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in the order of admission
+  std::vector<Sequence*> decodes_;                  // of the running, for Schedule
+  std::vector<Sequence*> prefills_;
   std::vector<Chunk> chunks_;
-  std::size_t decode_turn_ = 0;  // where the next step begins among the running
-  std::size_t prefill_turn_ = 0;
+  std::uint64_t last_turn_ = 0;
 };
 
 }  // namespace moe

@@ -107,6 +107,7 @@ struct Sequence {
   std::unique_ptr<TokenCounts> counts;  // when penalties need it
   std::vector<bool> experts_used;       // (sparse layers, experts)
   SequenceResult result;                // grows while it runs
+  std::uint64_t turn = 0;               // the scheduler's: when it was admitted or last had a place in a step
 
   TimePoint arrived;
   TimePoint admitted;

@@ -1,0 +1,243 @@
+#include "tests/router/engine_harness.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <random>
+#include <utility>
+
+#include "core/check.h"
+#include "experts/expert_backend.h"
+#include "experts/expert_shard.h"
+#include "experts/worker.h"
+#include "kernels/kernels.h"
+#include "model/weights.h"
+
+namespace moe {
+namespace {
+
+template <typename T>
+T Must(Result<T> result) {
+  MOE_CHECK(result.ok(), result.status().message());
+  return *std::move(result);
+}
+
+Placement MakePlacement(const HarnessOptions& options, const ModelConfig& config) {
+  const PlacementShape shape{.num_experts = config.num_experts(),
+                             .workers = options.workers,
+                             .layers = config.sparse_layers(),
+                             .redundant_experts = options.redundant_experts};
+  return Must(options.placement == PlacementRule::kLinear ? LinearPlacement(shape) : RoundRobinPlacement(shape));
+}
+
+std::size_t WidestExpert(const ModelConfig& config) {
+  int widest = 0;
+  for (const LayerSpec& layer : config.layers)
+    if (layer.moe) widest = std::max(widest, layer.moe->expert.intermediate);
+  return static_cast<std::size_t>(widest);
+}
+
+void ExpectSameFloats(const std::vector<float>& actual, const std::vector<float>& expected, const char* what) {
+  ASSERT_EQ(actual.size(), expected.size()) << what;
+  for (std::size_t i = 0; i < actual.size(); ++i)
+    ASSERT_EQ(std::bit_cast<std::uint32_t>(actual[i]), std::bit_cast<std::uint32_t>(expected[i]))
+        << what << "[" << i << "]: " << actual[i] << " and " << expected[i];
+}
+
+}  // namespace
+
+std::filesystem::path SourcePath(const std::string& relative) {
+  return std::filesystem::path(MOE_SOURCE_DIR) / relative;
+}
+
+void OutputWatcher::OnOutput() {
+  if (output_.finished()) ends_.fetch_add(1);
+  calls_.fetch_add(1);
+  calls_.notify_all();
+}
+
+void OutputWatcher::WaitForTokens(std::size_t count) const {
+  while (true) {
+    const std::uint32_t seen = calls_.load();
+    if (output_.tokens() >= count || output_.finished()) return;
+    calls_.wait(seen);
+  }
+}
+
+void OutputWatcher::WaitFinished() const {
+  while (true) {
+    const std::uint32_t seen = calls_.load();
+    // The end is told after it is written; waiting for the telling, too, leaves nothing behind that is still running.
+    if (ends_.load() > 0) return;
+    calls_.wait(seen);
+  }
+}
+
+// One worker: its shard, its own pool, and the thread that serves.
+struct EngineHarness::WorkerSide {
+  WorkerSide(const EngineHarness& harness, WorkerId worker, std::unique_ptr<WorkerEndpoint> end)
+      : pool(harness.options_.threads),
+        shard(Must(ExpertShard::Load(harness.config_, *harness.checkpoint_, harness.placement_, worker,
+                                     harness.config_.stored_type, pool))),
+        max_pairs(harness.exchange_options_.max_tokens * harness.exchange_options_.experts_per_token),
+        backend(MakeCpuExpertBackend(SimdKernels(), pool,
+                                     {.max_rows = max_pairs, .intermediate = WidestExpert(harness.config_)})),
+        loop({.hidden = harness.exchange_options_.hidden, .max_pairs = max_pairs}, description, shard, *backend,
+             totals),
+        endpoint(std::move(end)),
+        thread([this] { ended = loop.Run(*endpoint); }) {}
+  ~WorkerSide() { thread.join(); }
+
+  ThreadPool pool;
+  ExpertShard shard;
+  std::size_t max_pairs;
+  std::unique_ptr<ExpertBackend> backend;
+  WorkerDescription description;
+  WorkerTotals totals;
+  Worker loop;
+  std::unique_ptr<WorkerEndpoint> endpoint;
+  Status ended;
+  std::thread thread;
+};
+
+EngineHarness::EngineHarness(HarnessOptions options)
+    : options_(std::move(options)),
+      config_(Must(ReadModelConfig(SourcePath(options_.model)))),
+      checkpoint_(std::make_unique<Checkpoint>(Must(Checkpoint::Open(SourcePath(options_.model))))),
+      parameters_(CountParameters(config_)),
+      injector_(options_.faults),
+      pool_(options_.threads) {
+  if (config_.num_experts() > 0) StartWorkers();
+  MakeRouter();
+}
+
+EngineHarness::~EngineHarness() {
+  if (thread_.joinable()) (void)Stop();
+  router_.reset();
+  engine_.reset();
+  exchange_.reset();
+  transport_.reset();  // ends the workers
+}
+
+void EngineHarness::StartWorkers() {
+  placement_ = MakePlacement(options_, config_);
+  exchange_options_ = {.max_tokens = options_.max_step_tokens,
+                       .hidden = static_cast<std::size_t>(config_.hidden),
+                       .num_experts = static_cast<std::size_t>(config_.num_experts()),
+                       .experts_per_token = static_cast<std::size_t>(config_.experts_per_token()),
+                       .type = options_.exchange_type,
+                       .timeout = options_.exchange_timeout};
+  InProcessEnds ends = Must(MakeInProcess({.limits = ExpertExchange::Limits(exchange_options_),
+                                           .num_workers = options_.workers,
+                                           .embedded = options_.embedded,
+                                           .tap = options_.faults.empty() ? nullptr : &injector_}));
+  transport_ = std::move(ends.routers.front());
+  if (!options_.faults.empty()) transport_ = MakeFaultyTransport(std::move(transport_), injector_);
+  for (int w = 0; w < options_.workers; ++w)
+    workers_.push_back(
+        std::make_unique<WorkerSide>(*this, WorkerId(w), std::move(ends.workers[static_cast<std::size_t>(w)])));
+}
+
+void EngineHarness::MakeRouter() {
+  backend_ = MakeCpuDenseBackend(config_, Must(LoadDenseWeights(config_, *checkpoint_, config_.stored_type, pool_)),
+                                 SimdKernels(), pool_,
+                                 {.kv_pages = options_.kv_pages, .max_step_tokens = options_.max_step_tokens});
+  metrics_.emplace(RouterMetrics::Setup{.config = config_,
+                                        .parameters = parameters_,
+                                        .transport = transport_.get(),
+                                        .placement_generation = placement_.generation,
+                                        .kv_tokens_capacity = cache().capacity_tokens()},
+                   registry_, nullptr);
+  if (transport_) exchange_.emplace(exchange_options_, *transport_, placement_, SimdKernels(), pool_, &*metrics_);
+  engine_.emplace(Engine::Options{.max_step_tokens = options_.max_step_tokens, .load_window_steps = 64},
+                  Engine::Parts{.config = config_,
+                                .backend = *backend_,
+                                .exchange = exchange_ ? &*exchange_ : nullptr,
+                                .kernels = SimdKernels(),
+                                .pool = pool_});
+  router_.emplace(Router::Options{.limits = {.max_sequences = options_.max_sequences,
+                                             .max_step_tokens = options_.max_step_tokens,
+                                             .prefill_chunk = options_.prefill_chunk},
+                                  .max_queued = options_.max_queued,
+                                  .drain_timeout = options_.drain_timeout},
+                  *engine_, cache(), *metrics_);
+}
+
+std::unique_ptr<Sequence> EngineHarness::Make(SequenceRequest request, Client& client) const {
+  client.output = std::make_shared<SequenceOutput>(request, config_);
+  client.watcher = std::make_shared<OutputWatcher>(*client.output);
+  return std::make_unique<Sequence>(std::move(request), client.output, client.watcher, config_);
+}
+
+Status EngineHarness::Submit(std::vector<SequenceRequest> requests, std::vector<Client>& clients) {
+  std::vector<std::unique_ptr<Sequence>> batch;
+  for (SequenceRequest& request : requests) batch.push_back(Make(std::move(request), clients.emplace_back()));
+  return router_->Submit(std::move(batch));
+}
+
+Client EngineHarness::Submit(SequenceRequest request) {
+  std::vector<Client> clients;
+  const Status status = Submit(std::vector<SequenceRequest>{std::move(request)}, clients);
+  MOE_CHECK(status.ok(), status.message());
+  return clients.front();
+}
+
+void EngineHarness::Start() {
+  thread_ = std::thread([this] { served_ = router_->Run(); });
+}
+
+Status EngineHarness::Stop() {
+  router_->Drain();
+  thread_.join();
+  return served_;
+}
+
+Status EngineHarness::Drain() {
+  router_->Drain();
+  return router_->Run();
+}
+
+std::vector<Client> EngineHarness::RunAll(std::vector<SequenceRequest> requests) {
+  std::vector<Client> clients;
+  Status status = Submit(std::move(requests), clients);
+  if (status.ok()) status = Drain();
+  EXPECT_TRUE(status.ok()) << status.message();
+  EXPECT_EQ(cache().used_tokens(), 0u);
+  for (const Client& client : clients) EXPECT_EQ(client.watcher->ends(), status.ok() ? 1 : 0);
+  return clients;
+}
+
+SequenceRequest Greedy(std::vector<std::uint32_t> prompt, std::uint32_t max_new_tokens) {
+  return {.prompt = std::move(prompt), .max_new_tokens = max_new_tokens};
+}
+
+SequenceRequest Scoring(std::vector<std::uint32_t> tokens, ScoreLogits logits) {
+  return {.kind = SequenceKind::kScore, .prompt = std::move(tokens), .score_logits = logits};
+}
+
+std::vector<std::uint32_t> RandomTokens(std::uint64_t seed, std::size_t count, int vocab) {
+  std::mt19937_64 random(seed);
+  std::vector<std::uint32_t> tokens(count);
+  for (std::uint32_t& token : tokens) token = static_cast<std::uint32_t>(random() % static_cast<std::uint64_t>(vocab));
+  return tokens;
+}
+
+std::vector<std::uint32_t> Tokens(const SequenceOutput& output) {
+  return {output.token_ids.begin(), output.token_ids.begin() + static_cast<std::ptrdiff_t>(output.tokens())};
+}
+
+void ExpectSameBits(const SequenceOutput& actual, const SequenceOutput& expected) {
+  EXPECT_EQ(actual.result.finish, expected.result.finish);
+  EXPECT_EQ(Tokens(actual), Tokens(expected));
+  EXPECT_EQ(actual.top_token_ids, expected.top_token_ids);
+  EXPECT_EQ(actual.routing_ids, expected.routing_ids);
+  ExpectSameFloats(actual.token_logprobs, expected.token_logprobs, "token_logprobs");
+  ExpectSameFloats(actual.top_logprobs, expected.top_logprobs, "top_logprobs");
+  ExpectSameFloats(actual.logits, expected.logits, "logits");
+  ExpectSameFloats(actual.routing_weights, expected.routing_weights, "routing_weights");
+  EXPECT_EQ(actual.result.expert_rows, expected.result.expert_rows);
+  EXPECT_EQ(actual.result.unique_experts, expected.result.unique_experts);
+}
+
+}  // namespace moe
