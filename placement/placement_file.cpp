@@ -1,14 +1,17 @@
 // {"schema": 1, "num_experts": E, "workers": W, "layers": [{"layer": index, "slots": [[experts of worker 0], …]}]}
 #include <algorithm>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "model/json.h"
 #include "placement/placement.h"
 
 namespace moe {
 namespace {
 
 using nlohmann::json;
+
+// A hundred layers of a thousand experts take under 1 MB.
+constexpr std::uint64_t kMaxFileBytes = std::uint64_t{64} << 20;
 
 // A whole number of `object`, in [0, 1e6].
 Result<int> ReadCount(const json& object, const char* key) {
@@ -58,9 +61,9 @@ Result<Placement> ParsePlacement(const json& root) {
 }  // namespace
 
 Result<Placement> ReadPlacementFile(const std::filesystem::path& path) {
-  std::ifstream file(path);
-  if (!file) return NotFound("placement file ", path.string(), " cannot be opened");
-  const json root = json::parse(file, nullptr, /*allow_exceptions=*/false);
+  const Result<std::string> text = ReadSmallFile(path, kMaxFileBytes);
+  if (!text.ok()) return text.status().WithContext("placement file");
+  const json root = json::parse(*text, nullptr, /*allow_exceptions=*/false);
   if (root.is_discarded()) return InvalidArgument("placement file ", path.string(), " is not JSON");
   Result<Placement> placement = ParsePlacement(root);
   if (!placement.ok()) return placement.status().WithContext(Cat("placement file ", path.string()));

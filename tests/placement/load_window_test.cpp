@@ -1,0 +1,85 @@
+#include "placement/load_window.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <deque>
+#include <numeric>
+#include <random>
+#include <vector>
+
+namespace moe {
+namespace {
+
+constexpr std::size_t kBuckets = LoadWindow::kBuckets;
+
+/// Every step of the past, summed over as many as the window says it covers, and the step under way.
+class History {
+ public:
+  explicit History(std::size_t counts) : steps_(1, std::vector<std::uint64_t>(counts)) {}
+
+  void Add(std::size_t i, std::uint64_t tokens) { steps_.front()[i] += tokens; }
+  void EndStep() { steps_.emplace_front(steps_.front().size()); }
+  std::uint64_t Sum(std::size_t i, std::size_t ended_steps) const {
+    std::uint64_t sum = 0;
+    for (std::size_t s = 0; s <= ended_steps; ++s) sum += steps_.at(s)[i];
+    return sum;
+  }
+
+ private:
+  std::deque<std::vector<std::uint64_t>> steps_;  // the one under way first
+};
+
+class LoadWindowOfSteps : public ::testing::TestWithParam<std::size_t> {};
+
+TEST_P(LoadWindowOfSteps, HoldsTheSumsOfTheLastSteps) {
+  constexpr std::size_t kLayers = 2;
+  constexpr std::size_t kExperts = 3;
+  const std::size_t wanted = GetParam();
+  const std::size_t bucket = std::max<std::size_t>(1, wanted / kBuckets);
+  LoadWindow window(kLayers, kExperts, wanted);
+  History history(kLayers * kExperts);
+  std::mt19937 random(7);
+  for (std::size_t step = 0; step < 4 * kBuckets * bucket; ++step) {
+    // The last kBuckets − 1 whole buckets and what the one being filled has.
+    ASSERT_EQ(window.steps(), std::min(step, (kBuckets - 1) * bucket + step % bucket));
+    for (int adds = 0; adds < 4; ++adds) {
+      const std::size_t i = random() % (kLayers * kExperts);
+      const std::uint64_t tokens = random() % 1000;
+      window.Add(i / kExperts, i % kExperts, tokens);
+      history.Add(i, tokens);
+    }
+    for (std::size_t i = 0; i < kLayers * kExperts; ++i)
+      ASSERT_EQ(window.layer(i / kExperts)[i % kExperts], history.Sum(i, window.steps())) << "step " << step;
+    window.EndStep();
+    history.EndStep();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(AnyLength, LoadWindowOfSteps, ::testing::Values(0, 1, 15, 16, 17, 31, 32, 100, 160));
+
+TEST(LoadWindow, ForgetsEverythingOnceIdleLongEnough) {
+  LoadWindow window(1, 2, 32);
+  window.Add(0, 1, 12345);
+  for (std::size_t step = 0; step < 32; ++step) window.EndStep();
+  EXPECT_EQ(window.layer(0)[0], 0u);
+  EXPECT_EQ(window.layer(0)[1], 0u);
+}
+
+TEST(LoadWindow, StartsEmptyWithAsManyExpertsAsAsked) {
+  const LoadWindow window(3, 5, 64);
+  EXPECT_EQ(window.steps(), 0u);
+  for (std::size_t layer = 0; layer < 3; ++layer) {
+    ASSERT_EQ(window.layer(layer).size(), 5u);
+    EXPECT_EQ(std::accumulate(window.layer(layer).begin(), window.layer(layer).end(), std::uint64_t{0}), 0u);
+  }
+}
+
+TEST(LoadWindowDeathTest, RefusesAnExpertOrLayerThatIsNotThere) {
+  LoadWindow window(2, 4, 16);
+  EXPECT_DEATH(window.Add(0, 4, 1), "broken invariant") << "would count for the next layer's first expert";
+  EXPECT_DEATH(window.Add(2, 0, 1), "broken invariant");
+}
+
+}  // namespace
+}  // namespace moe
