@@ -134,6 +134,15 @@ void Append(const JsonValue& value, std::size_t max_length, std::string& out) {
 
 }  // namespace
 
+// Here, where Member is complete.
+JsonValue::JsonValue() = default;
+JsonValue::JsonValue(Variant value) : value_(std::move(value)) {}
+JsonValue::JsonValue(const JsonValue& other) = default;
+JsonValue::JsonValue(JsonValue&& other) noexcept = default;
+JsonValue& JsonValue::operator=(const JsonValue& other) = default;
+JsonValue& JsonValue::operator=(JsonValue&& other) noexcept = default;
+JsonValue::~JsonValue() = default;
+
 std::optional<std::int64_t> JsonValue::AsInt() const {
   if (const auto* value = std::get_if<std::int64_t>(&value_)) return *value;
   return std::nullopt;

@@ -24,8 +24,13 @@ class JsonValue {
   /// Integers above the signed range are std::uint64_t; numbers written with a fraction or an exponent are double.
   using Variant = std::variant<std::nullptr_t, bool, std::int64_t, std::uint64_t, double, std::string, Array, Object>;
 
-  JsonValue() = default;
-  explicit JsonValue(Variant value) : value_(std::move(value)) {}
+  JsonValue();
+  explicit JsonValue(Variant value);
+  JsonValue(const JsonValue& other);
+  JsonValue(JsonValue&& other) noexcept;
+  JsonValue& operator=(const JsonValue& other);
+  JsonValue& operator=(JsonValue&& other) noexcept;
+  ~JsonValue();
 
   bool is_null() const { return std::holds_alternative<std::nullptr_t>(value_); }
   const bool* AsBool() const { return std::get_if<bool>(&value_); }
@@ -45,7 +50,7 @@ class JsonValue {
   std::string Excerpt() const;
 
  private:
-  Variant value_ = nullptr;
+  Variant value_;  // null at first
 };
 
 struct JsonValue::Member {

@@ -194,6 +194,11 @@ std::uint64_t BytesHeld(const DenseWeights& weights) {
   return bytes;
 }
 
+bool IsIgnorable(const ModelConfig& config, const std::string& name) {
+  return std::ranges::any_of(config.tensor_names.ignorable,
+                             [&](const std::string& pattern) { return MatchesPattern(name, pattern); });
+}
+
 /// A part of loading that touches nothing that another one touches.
 using Job = std::function<Status()>;
 
@@ -237,9 +242,7 @@ Status CheckTensors(const ModelConfig& config, const Checkpoint& checkpoint) {
     known.insert(HeadName(config));
   }
   for (const auto& [name, info] : checkpoint.tensors()) {
-    if (known.contains(name)) continue;
-    const auto& ignorable = config.tensor_names.ignorable;
-    if (std::ranges::any_of(ignorable, [&](const auto& pattern) { return MatchesPattern(name, pattern); })) continue;
+    if (known.contains(name) || IsIgnorable(config, name)) continue;
     return InvalidArgument(checkpoint.file_name(info), ": tensor ", Printable(name), " is unknown to model_type ",
                            config.model_type, " with this config.json");
   }

@@ -39,19 +39,40 @@ std::vector<float> Widen(const std::string& dtype, const std::string& bytes) {
   return values;
 }
 
-/// The values of a tensor in whichever file of the folder has it.
-std::vector<float> StoredValues(const std::filesystem::path& folder, const std::string& name) {
+struct StoredFile {
+  std::string bytes;
+  std::uint64_t header_bytes = 0;
+  json header;
+};
+
+std::vector<StoredFile> ReadFiles(const std::filesystem::path& folder) {
+  std::vector<StoredFile> files;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     const std::string file_name = entry.path().filename().string();
     if (!file_name.starts_with("model") || !file_name.ends_with(".safetensors")) continue;
-    const std::string file = ReadBytes(entry.path());
-    std::uint64_t length = 0;
-    std::memcpy(&length, file.data(), 8);
-    const json header = json::parse(file.substr(8, length));
-    if (!header.contains(name)) continue;
-    const std::size_t begin = header[name]["data_offsets"][0];
-    const std::size_t end = header[name]["data_offsets"][1];
-    return Widen(header[name]["dtype"], file.substr(8 + length + begin, end - begin));
+    StoredFile file{.bytes = ReadBytes(entry.path())};
+    std::memcpy(&file.header_bytes, file.bytes.data(), 8);
+    file.header = json::parse(file.bytes.substr(8, file.header_bytes));
+    files.push_back(std::move(file));
+  }
+  return files;
+}
+
+/// The values of a tensor in whichever file of the folder has it. The latest folder stays in memory: files of a folder
+/// must not change between calls.
+std::vector<float> StoredValues(const std::filesystem::path& folder, const std::string& name) {
+  static std::filesystem::path latest;
+  static std::vector<StoredFile> files;
+  if (latest != folder) {
+    files = ReadFiles(folder);
+    latest = folder;
+  }
+  for (const StoredFile& file : files) {
+    if (!file.header.contains(name)) continue;
+    const json& entry = file.header[name];
+    const std::size_t begin = entry["data_offsets"][0];
+    const std::size_t end = entry["data_offsets"][1];
+    return Widen(entry["dtype"], file.bytes.substr(8 + file.header_bytes + begin, end - begin));
   }
   ADD_FAILURE() << "no tensor " << name << " in " << folder;
   return {};
