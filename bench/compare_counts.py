@@ -89,6 +89,7 @@ def client_counts(client: dict) -> dict[str, float]:
         "prompt tokens": results["total_input_tokens"] + warmup["input_tokens"],
         "generated tokens": results["total_output_tokens"] + warmup["output_tokens"],
         "requests finished": results["completed"] + warmup["completed"],
+        "requests rejected": results["failures"].get("RESOURCE_EXHAUSTED", {"count": 0})["count"],
     }
 
 
@@ -100,7 +101,7 @@ def count_checks(client: dict, url: str | None, before: exposition.Snapshot, aft
     rows = [("prompt tokens", "moe_prompt_tokens_total", {}, counts["prompt tokens"]),
             ("generated tokens", "moe_generated_tokens_total", {}, counts["generated tokens"]),
             ("requests finished", "moe_requests_total", {"outcome": "finished"}, finished)]
-    rows += [(f"requests {outcome}", "moe_requests_total", {"outcome": outcome}, 0)
+    rows += [(f"requests {outcome}", "moe_requests_total", {"outcome": outcome}, counts.get(f"requests {outcome}", 0))
              for outcome in ("cancelled", "rejected", "failed")]
     rows += [("first tokens timed", "moe_request_time_to_first_token_seconds_count", {}, finished),
              ("ends timed", "moe_request_e2e_seconds_count", {}, finished),
