@@ -112,6 +112,10 @@ void MpiWorld::SplitByNode() {
 
 MpiWorld::~MpiWorld() {
   CheckThread();
+  for (const MpiCommunicator& made : communicators_) {
+    MPI_Comm comm = MPI_Comm_f2c(made.handle);
+    MPI_Comm_free(&comm);
+  }
   MPI_Win window = MPI_Win_f2c(bell_window_);
   MPI_Win_free(&window);
   MPI_Comm node = MPI_Comm_f2c(node_communicator_);
@@ -184,7 +188,8 @@ Result<MpiCommunicator> MpiWorld::NewCommunicator() {
   MPI_Comm comm = MPI_COMM_NULL;
   MOE_RETURN_IF_MPI_ERROR("duplication of a communicator", MPI_Comm_dup(MPI_COMM_WORLD, &comm));
   MOE_RETURN_IF_MPI_ERROR("setting of an error handler", MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN));
-  return MpiCommunicator{.handle = MPI_Comm_c2f(comm), .epoch = ++last_epoch_};
+  communicators_.push_back({.handle = MPI_Comm_c2f(comm), .epoch = communicators_.size() + 1});
+  return communicators_.back();
 }
 
 Status MpiWorld::CheckAgreement(std::string_view what, const std::vector<std::int64_t>& values) {

@@ -50,8 +50,8 @@ class MpiWorld {
   /// Rank 0's `text`, everywhere.
   Result<std::string> Broadcast(const std::string& text);
 
-  /// A new communicator of all ranks whose errors are returned. It lives until MPI is finalised: freeing one is
-  /// collective, and a rank that has failed must be able to go without the others.
+  /// A new communicator of all ranks whose errors are returned. It lives as long as this world: freeing one is
+  /// collective, and an end that has failed must be able to go without the others.
   Result<MpiCommunicator> NewCommunicator();
 
   /// INVALID_ARGUMENT on every rank unless all ranks call it with the same values; `what` names them in the message.
@@ -78,7 +78,7 @@ class MpiWorld {
   int node_local_rank_ = 0;
   int node_local_size_ = 1;
   bool oversubscribed_ = false;
-  std::uint64_t last_epoch_ = 0;
+  std::vector<MpiCommunicator> communicators_;
   MpiCommunicator collectives_;
   int node_communicator_ = 0;     // as MPI_Comm_c2f gives it
   int bell_window_ = 0;           // as MPI_Win_c2f gives it
