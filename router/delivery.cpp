@@ -28,9 +28,7 @@ class Delivery::Ticket final : public OutputListener, public std::enable_shared_
 Delivery::Delivery(std::size_t capacity) : ring_(capacity + 1), thread_([this] { Run(); }) {}
 
 Delivery::~Delivery() {
-  stop_.store(true);
-  pushed_.fetch_add(1);
-  pushed_.notify_one();
+  Push(nullptr);  // the last one: whoever pushes has ended
   thread_.join();
 }
 
@@ -50,10 +48,10 @@ void Delivery::Run() {
   std::uint32_t next = 0;
   while (true) {
     pushed_.wait(next);
-    if (stop_.load()) return;
     while (next != pushed_.load()) {
       const std::shared_ptr<Ticket> ticket = std::move(ring_[next % ring_.size()]);
       popped_.store(++next);
+      if (ticket == nullptr) return;
       ticket->Deliver();
     }
   }

@@ -25,6 +25,7 @@ class Deliverable {
 class Delivery {
  public:
   explicit Delivery(std::size_t capacity);
+  /// Not before the engine thread has ended.
   ~Delivery();
   Delivery(const Delivery&) = delete;
   Delivery& operator=(const Delivery&) = delete;
@@ -34,13 +35,12 @@ class Delivery {
 
  private:
   class Ticket;
-  void Push(std::shared_ptr<Ticket> ticket);
+  void Push(std::shared_ptr<Ticket> ticket);  // null ends the thread
   void Run();
 
   std::vector<std::shared_ptr<Ticket>> ring_;
   std::atomic<std::uint32_t> pushed_{0};  // by the engine thread; the delivery thread waits on it
   std::atomic<std::uint32_t> popped_{0};  // by the delivery thread
-  std::atomic<bool> stop_{false};
   std::thread thread_;
 };
 

@@ -82,18 +82,17 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateEvent>,
 
   void Begin(const v1::GenerateRequest& request, std::uint64_t drawn_seed) {
     self_ = shared_from_this();
-    if (!context_.streams.Enter()) {
-      Refuse(ResourceExhausted("at most ", context_.streams.limit(), " calls may be open"));
-      return;
-    }
+    // What the router refuses it counts itself.
+    const auto reject = [&](const Status& status) {
+      context_.metrics.OnRejected(static_cast<std::size_t>(std::max(1, request.sequences_size())));
+      Refuse(status);
+    };
+    if (!context_.streams.Enter())
+      return reject(ResourceExhausted("at most ", context_.streams.limit(), " calls may be open"));
     entered_ = true;
     Result<std::vector<SequenceRequest>> parsed =
         ParseGenerate(request, context_.config, context_.setup.limits, drawn_seed);
-    if (!parsed.ok()) {
-      context_.metrics.OnRejected(static_cast<std::size_t>(std::max(1, request.sequences_size())));
-      Refuse(parsed.status());
-      return;
-    }
+    if (!parsed.ok()) return reject(parsed.status());
     progress_.resize(parsed->size());
     for (std::size_t i = 0; i < parsed->size(); ++i) progress_[i].prompt_tokens = (*parsed)[i].prompt.size();
     Outputs outputs;
