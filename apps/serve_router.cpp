@@ -32,6 +32,11 @@ constexpr std::size_t kLoadWindowSteps = 1024;
 // A request's message: a batch of long prompts. An answer's: the logits of a few thousand positions.
 constexpr int kMaxReceiveBytes = 16 << 20;
 constexpr int kMaxSendBytes = 256 << 20;
+// What all open calls together may hold of results that nobody has read yet.
+constexpr std::uint64_t kMaxOutputBytes = std::uint64_t{2} << 30;
+// HTTP/2 streams of a connection. The limit that clients meet is the service's, which refuses at once instead of making
+// them wait.
+constexpr int kMaxStreamsPerConnection = 1 << 16;
 constexpr std::chrono::seconds kShutdownTimeout{10};
 
 std::size_t MemoryBytes() {
@@ -62,7 +67,8 @@ InferenceSetup MakeInferenceSetup(const ServeSetup& setup, std::size_t kv_tokens
           .parameters = setup.parameters,
           .limits = {.max_sequences_per_request = u32(o.max_queued),
                      .max_streams = u32(o.max_queued + o.max_sequences),
-                     .max_reply_bytes = kMaxSendBytes - (1 << 20)},
+                     .max_reply_bytes = kMaxSendBytes - (1 << 20),
+                     .max_output_bytes = kMaxOutputBytes},
           .max_sequences = u32(o.max_sequences),
           .max_queued = u32(o.max_queued),
           .max_step_tokens = u32(o.max_step_tokens),
@@ -203,7 +209,8 @@ Status RouterProcess::Serve() {
   MOE_ASSIGN_OR_RETURN(server, RpcServer::Start({.listen = setup_.options.listen,
                                                  .health_services = {"moe.v1.Inference"},
                                                  .max_receive_bytes = kMaxReceiveBytes,
-                                                 .max_send_bytes = kMaxSendBytes},
+                                                 .max_send_bytes = kMaxSendBytes,
+                                                 .max_streams_per_connection = kMaxStreamsPerConnection},
                                                 services));
   rank_metrics_.Describe(setup_, {.role = setup_.topology.embedded ? "both" : "router",
                                   .transport = transport_name_,

@@ -1,4 +1,4 @@
-// Numbers that must not be mixed up: a rank is a process, a worker a host of experts, a sequence one prompt in flight.
+// Numbers that must not be mixed up: a rank is a process, a worker a host of experts.
 #pragma once
 
 #include <compare>
@@ -27,8 +27,6 @@ class StrongId {
 using Rank = StrongId<struct RankTag>;
 /// A host of experts: rank − 1; embedded, the one process is rank 0 and worker 0 (core/topology.h).
 using WorkerId = StrongId<struct WorkerTag>;
-/// One sequence (prompt and its continuation) in a router, unique over the router's life.
-using SequenceId = StrongId<struct SequenceTag, std::uint64_t>;
 
 }  // namespace moe
 

@@ -73,6 +73,24 @@ double Gauge::value() const { return static_cast<prometheus::Gauge*>(metric_)->V
 
 void Histogram::Observe(double value) const { static_cast<prometheus::Histogram*>(metric_)->Observe(value); }
 
+HistogramBatch::HistogramBatch(Histogram histogram, std::span<const double> buckets)
+    : histogram_(histogram), bounds_(buckets.begin(), buckets.end()), counts_(buckets.size() + 1, 0) {}
+
+void HistogramBatch::Add(double value) {
+  const auto bucket = std::lower_bound(bounds_.begin(), bounds_.end(), value) - bounds_.begin();
+  counts_[static_cast<std::size_t>(bucket)] += 1;
+  sum_ += value;
+  empty_ = false;
+}
+
+void HistogramBatch::Flush() {
+  if (empty_) return;
+  static_cast<prometheus::Histogram*>(histogram_.metric_)->ObserveMultiple(counts_, sum_);
+  std::fill(counts_.begin(), counts_.end(), 0);
+  sum_ = 0;
+  empty_ = true;
+}
+
 struct MetricsRegistry::State : prometheus::Collectable {
   std::vector<prometheus::MetricFamily> Collect() const override {
     std::vector<prometheus::MetricFamily> families = registry.Collect();

@@ -52,8 +52,26 @@ class Histogram {
 
  private:
   friend class MetricsRegistry;
+  friend class HistogramBatch;
   explicit Histogram(void* metric) : metric_(metric) {}
   void* metric_;
+};
+
+/// Values of one thread, brought to a histogram all at once: one lock a batch instead of one a value.
+class HistogramBatch {
+ public:
+  /// `buckets`: those of the histogram.
+  HistogramBatch(Histogram histogram, std::span<const double> buckets);
+  void Add(double value);
+  /// Observes what was added since the last time.
+  void Flush();
+
+ private:
+  Histogram histogram_;
+  std::vector<double> bounds_;
+  std::vector<double> counts_;  // by bucket, +Inf last
+  double sum_ = 0;
+  bool empty_ = true;
 };
 
 /// One set of metrics of one process; exports process_* (resident and virtual memory, CPU seconds, open files, start

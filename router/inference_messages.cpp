@@ -103,6 +103,7 @@ void WriteModel(const InferenceSetup& setup, const ModelConfig& config, v1::Mode
   limits.set_max_logprobs(setup.limits.max_logprobs);
   limits.set_max_streams(setup.limits.max_streams);
   limits.set_max_stop_token_ids(setup.limits.max_stop_token_ids);
+  limits.set_max_output_bytes(setup.limits.max_output_bytes);
 }
 
 }  // namespace moe

@@ -15,21 +15,30 @@
 namespace moe {
 namespace {
 
-// Counts open calls against a limit.
-class StreamCount {
+// What all open calls together may hold.
+class CallBudget {
  public:
-  explicit StreamCount(std::uint32_t limit) : limit_(limit) {}
-  bool Enter() {
-    if (open_.fetch_add(1) < limit_) return true;
-    open_.fetch_sub(1);
-    return false;
+  explicit CallBudget(const RequestLimits& limits) : limits_(limits) {}
+
+  Status EnterCall() {
+    if (calls_.fetch_add(1) < limits_.max_streams) return Status::Ok();
+    calls_.fetch_sub(1);
+    return ResourceExhausted("at most ", limits_.max_streams, " calls may be open");
   }
-  void Leave() { open_.fetch_sub(1); }
-  std::uint32_t limit() const { return limit_; }
+  void LeaveCall() { calls_.fetch_sub(1); }
+
+  Status Take(std::uint64_t bytes) {
+    if (bytes_.fetch_add(bytes) + bytes <= limits_.max_output_bytes) return Status::Ok();
+    bytes_.fetch_sub(bytes);
+    return ResourceExhausted("the outputs of the open calls and the ", bytes, " bytes of this one exceed ",
+                             limits_.max_output_bytes, " bytes");
+  }
+  void Return(std::uint64_t bytes) { bytes_.fetch_sub(bytes); }
 
  private:
-  const std::uint32_t limit_;
-  std::atomic<std::uint32_t> open_{0};
+  const RequestLimits limits_;
+  std::atomic<std::uint32_t> calls_{0};
+  std::atomic<std::uint64_t> bytes_{0};
 };
 
 // What a call needs of the service.
@@ -39,13 +48,41 @@ struct CallContext {
   Router& router;
   RouterMetrics& metrics;
   Delivery& delivery;
-  StreamCount& streams;
+  CallBudget& budget;
 };
 
 // The outputs of a call's sequences, which outlive the sequences.
 using Outputs = std::vector<std::shared_ptr<SequenceOutput>>;
 
-// Makes outputs and sequences of `requests` and submits them; `outputs` is set before the first can finish.
+// A call's share of the budget; given back not before the engine has let go of the call's sequences.
+class CallShare {
+ public:
+  explicit CallShare(CallBudget& budget) : budget_(budget) {}
+  ~CallShare() {
+    budget_.Return(bytes_);
+    if (entered_) budget_.LeaveCall();
+  }
+  CallShare(const CallShare&) = delete;
+  CallShare& operator=(const CallShare&) = delete;
+
+  Status EnterCall() {
+    MOE_RETURN_IF_ERROR(budget_.EnterCall());
+    entered_ = true;
+    return Status::Ok();
+  }
+  Status Take(std::uint64_t bytes) {
+    MOE_RETURN_IF_ERROR(budget_.Take(bytes));
+    bytes_ += bytes;
+    return Status::Ok();
+  }
+
+ private:
+  CallBudget& budget_;
+  bool entered_ = false;
+  std::uint64_t bytes_ = 0;
+};
+
+// Makes outputs and sequences of `requests` and submits them.
 Status SubmitAll(const CallContext& context, std::vector<SequenceRequest> requests,
                  const std::shared_ptr<OutputListener>& listener, Outputs& outputs) {
   std::vector<std::unique_ptr<Sequence>> batch;
@@ -54,6 +91,12 @@ Status SubmitAll(const CallContext& context, std::vector<SequenceRequest> reques
     batch.push_back(std::make_unique<Sequence>(std::move(request), outputs.back(), listener, context.config));
   }
   return context.router.Submit(std::move(batch));
+}
+
+std::uint64_t OutputBytes(const std::vector<SequenceRequest>& requests, const ModelConfig& config) {
+  std::uint64_t bytes = 0;
+  for (const SequenceRequest& request : requests) bytes += SequenceOutput::Bytes(request, config);
+  return bytes;
 }
 
 // The failure that every sequence ended with, if they all ended with the same one.
@@ -73,12 +116,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateEvent>,
                            public std::enable_shared_from_this<GenerateCall> {
  public:
   GenerateCall(const CallContext& context, const v1::GenerateRequest& request)
-      : context_(context), num_logprobs_(request.logprobs()), routing_(request.return_routing()) {}
-
-  // Not before the engine has let go of its sequences: until then it may still deliver.
-  ~GenerateCall() override {
-    if (entered_) context_.streams.Leave();
-  }
+      : context_(context),
+        share_(context.budget),
+        num_logprobs_(request.logprobs()),
+        routing_(request.return_routing()) {}
 
   void Begin(const v1::GenerateRequest& request, std::uint64_t drawn_seed) {
     self_ = shared_from_this();
@@ -87,12 +128,11 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateEvent>,
       context_.metrics.OnRejected(static_cast<std::size_t>(std::max(1, request.sequences_size())));
       Refuse(status);
     };
-    if (!context_.streams.Enter())
-      return reject(ResourceExhausted("at most ", context_.streams.limit(), " calls may be open"));
-    entered_ = true;
+    if (const Status status = share_.EnterCall(); !status.ok()) return reject(status);
     Result<std::vector<SequenceRequest>> parsed =
         ParseGenerate(request, context_.config, context_.setup.limits, drawn_seed);
     if (!parsed.ok()) return reject(parsed.status());
+    if (const Status status = share_.Take(OutputBytes(*parsed, context_.config)); !status.ok()) return reject(status);
     progress_.resize(parsed->size());
     for (std::size_t i = 0; i < parsed->size(); ++i) progress_[i].prompt_tokens = (*parsed)[i].prompt.size();
     Outputs outputs;
@@ -197,10 +237,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateEvent>,
   }
 
   const CallContext context_;
+  CallShare share_;
   const std::uint32_t num_logprobs_;
   const bool routing_;
   std::shared_ptr<GenerateCall> self_;
-  bool entered_ = false;
 
   std::mutex mutex_;
   Outputs outputs_;
@@ -217,27 +257,16 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
                         public Deliverable,
                         public std::enable_shared_from_this<ScoreCall> {
  public:
-  ScoreCall(const CallContext& context, v1::ScoreResponse* response) : context_(context), response_(response) {}
-
-  ~ScoreCall() override {
-    if (entered_) context_.streams.Leave();
-  }
+  ScoreCall(const CallContext& context, v1::ScoreResponse* response)
+      : context_(context), share_(context.budget), response_(response) {}
 
   void Begin(const v1::ScoreRequest& request) {
     self_ = shared_from_this();
-    if (!context_.streams.Enter()) {
-      Refuse(ResourceExhausted("at most ", context_.streams.limit(), " calls may be open"));
-      return;
-    }
-    entered_ = true;
     routing_ = request.return_routing();
-    Result<std::vector<SequenceRequest>> parsed = ParseScore(request, context_.config, context_.setup.limits);
     Outputs outputs;
-    const Status status =
-        parsed.ok() ? SubmitAll(context_, *std::move(parsed), context_.delivery.Listener(shared_from_this()), outputs)
-                    : parsed.status();
-    if (!status.ok()) {
-      Refuse(status);
+    if (const Status status = Submit(request, outputs); !status.ok()) {
+      finished_ = true;
+      Finish(ToGrpc(status));
       return;
     }
     const std::lock_guard lock(mutex_);
@@ -260,9 +289,12 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
   void OnDone() override { const std::shared_ptr<ScoreCall> last = std::move(self_); }
 
  private:
-  void Refuse(const Status& status) {
-    finished_ = true;
-    Finish(ToGrpc(status));
+  Status Submit(const v1::ScoreRequest& request, Outputs& outputs) {
+    MOE_RETURN_IF_ERROR(share_.EnterCall());
+    MOE_ASSIGN_OR_RETURN(std::vector<SequenceRequest> parsed,
+                         ParseScore(request, context_.config, context_.setup.limits));
+    MOE_RETURN_IF_ERROR(share_.Take(OutputBytes(parsed, context_.config)));
+    return SubmitAll(context_, std::move(parsed), context_.delivery.Listener(shared_from_this()), outputs);
   }
 
   void CancelAll() {
@@ -288,10 +320,10 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
   }
 
   const CallContext context_;
+  CallShare share_;
   v1::ScoreResponse* const response_;
   bool routing_ = false;
   std::shared_ptr<ScoreCall> self_;
-  bool entered_ = false;
 
   std::mutex mutex_;
   Outputs outputs_;
@@ -308,7 +340,7 @@ class InferenceService::Impl final : public v1::Inference::CallbackService {
         config_(config),
         router_(router),
         metrics_(metrics),
-        streams_(setup_.limits.max_streams),
+        budget_(setup_.limits),
         delivery_(setup_.limits.max_streams) {}
 
   grpc::ServerWriteReactor<v1::GenerateEvent>* Generate(grpc::CallbackServerContext*,
@@ -346,14 +378,14 @@ class InferenceService::Impl final : public v1::Inference::CallbackService {
             .router = router_,
             .metrics = metrics_,
             .delivery = delivery_,
-            .streams = streams_};
+            .budget = budget_};
   }
 
   const InferenceSetup setup_;
   const ModelConfig& config_;
   Router& router_;
   RouterMetrics& metrics_;
-  StreamCount streams_;
+  CallBudget budget_;
   Delivery delivery_;
 };
 

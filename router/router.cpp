@@ -12,9 +12,7 @@ constexpr auto kWindowInterval = std::chrono::milliseconds(250);
 }  // namespace
 
 Router::Router(Options options, Engine& engine, KvCache& cache, RouterMetrics& metrics)
-    : options_(options), engine_(engine), cache_(cache), metrics_(metrics), scheduler_(options.limits, cache) {
-  inter_token_.reserve(options.limits.max_sequences);
-}
+    : options_(options), engine_(engine), cache_(cache), metrics_(metrics), scheduler_(options.limits, cache) {}
 
 Status Router::Submit(std::vector<std::unique_ptr<Sequence>> batch) {
   const std::size_t count = batch.size();
@@ -85,7 +83,10 @@ Status Router::Run() {
   while (TakeIn()) {
     scheduler_.Admit([](Sequence& sequence) { sequence.admitted = Clock::now(); });
     RetireEnded();
-    if (scheduler_.running() == 0) continue;
+    if (scheduler_.running() == 0) {
+      metrics_.OnWindow(engine_.load_window());
+      continue;
+    }
     if (const Status status = Step(); !status.ok()) {
       metrics_.OnWorkersDown();
       {
@@ -122,33 +123,35 @@ bool Router::TakeIn() {
 Status Router::Step() {
   const std::span<const Chunk> chunks = scheduler_.Schedule();
   MOE_RETURN_IF_ERROR(engine_.Step(chunks));
+  // Metrics first: whoever has got a token finds it counted.
   const TimePoint now = Clock::now();
-  inter_token_.clear();
-  for (const Chunk& chunk : chunks) AfterStep(chunk, now);
-  metrics_.OnInterToken(inter_token_);
-  RetireEnded();
-  metrics_.OnStep(engine_.report(), queue_state());
-  if (now - window_published_ >= kWindowInterval || scheduler_.running() == 0) {
+  for (const Chunk& chunk : chunks) NoteToken(*chunk.sequence, now);
+  metrics_.OnStep(engine_.report());
+  if (now - window_published_ >= kWindowInterval) {
     window_published_ = now;
     metrics_.OnWindow(engine_.load_window());
   }
+  for (const Chunk& chunk : chunks) Publish(*chunk.sequence);
+  RetireEnded();
   return Status::Ok();
 }
 
-// Publishes what a step brought for one sequence; whether it has ended is RetireEnded's business.
-void Router::AfterStep(const Chunk& chunk, TimePoint now) {
-  Sequence& sequence = *chunk.sequence;
-  SequenceOutput& output = *sequence.output;
+void Router::NoteToken(Sequence& sequence, TimePoint now) {
   const std::size_t generated = sequence.generated();
-  if (sequence.request.return_routing) output.PublishRouted(sequence.computed);
-  if (generated == output.tokens()) return;
+  if (generated == sequence.output->tokens()) return;
   if (generated == 1) {
     sequence.first_token = now;
   } else {
-    inter_token_.push_back(Seconds(now - sequence.last_token));
+    metrics_.OnInterToken(Seconds(now - sequence.last_token));
   }
   sequence.last_token = now;
-  output.PublishTokens(generated);
+}
+
+void Router::Publish(Sequence& sequence) {
+  SequenceOutput& output = *sequence.output;
+  if (sequence.request.return_routing) output.PublishRouted(sequence.computed);
+  if (sequence.generated() == output.tokens()) return;
+  output.PublishTokens(sequence.generated());
   sequence.listener->OnOutput();
 }
 
@@ -187,12 +190,14 @@ void Router::FailAll(const Status& failure) {
     inspections.swap(inspections_);
   }
   for (const auto& inspect : inspections) inspect();
+  // A worker's silence is no deadline of the client's, whose code that is.
+  const Status told = failure.code() == StatusCode::kDeadlineExceeded ? Unavailable(failure.message()) : failure;
   scheduler_.Retire([&](Sequence& sequence) {
     if (sequence.output->cancelled()) {
       End(sequence, FinishKind::kCancelled, Status::Ok());
     } else {
       if (failed_++ == 0) failure_ = failure;
-      End(sequence, FinishKind::kFailed, failure);
+      End(sequence, FinishKind::kFailed, told);
     }
     return true;
   });

@@ -55,7 +55,10 @@ class Router {
   /// Moves what service threads left into the scheduler; waits for something when nothing runs. False to end.
   bool TakeIn();
   Status Step();
-  void AfterStep(const Chunk& chunk, TimePoint now);
+  /// Notes when a sequence's token came, before anybody hears of it.
+  void NoteToken(Sequence& sequence, TimePoint now);
+  /// Shows what a step brought for one sequence; whether it has ended is RetireEnded's business.
+  void Publish(Sequence& sequence);
   /// Ends sequences that are finished, cancelled or, with `failure`, all of them.
   void RetireEnded();
   void FailAll(const Status& failure);
@@ -67,7 +70,6 @@ class Router {
   KvCache& cache_;
   RouterMetrics& metrics_;
   Scheduler scheduler_;
-  std::vector<double> inter_token_;  // of a step
   TimePoint window_published_{};
   std::size_t failed_ = 0;  // sequences that did not finish
   Status failure_;          // the first reason

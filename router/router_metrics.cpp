@@ -55,12 +55,13 @@ RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegi
       queue_seconds_(r.AddHistogram("moe_request_queue_seconds", "From arrival to admission.", RequestBuckets())),
       first_token_seconds_(r.AddHistogram("moe_request_time_to_first_token_seconds", "From arrival to the first token.",
                                           RequestBuckets())),
-      inter_token_seconds_(
-          r.AddHistogram("moe_request_inter_token_seconds", "Between two tokens of a sequence.", RequestBuckets())),
       per_token_seconds_(r.AddHistogram("moe_request_time_per_output_token_seconds",
                                         "Mean time between the tokens of a sequence of two or more.",
                                         RequestBuckets())),
       e2e_seconds_(r.AddHistogram("moe_request_e2e_seconds", "From arrival to the end.", RequestBuckets())),
+      inter_token_seconds_(
+          r.AddHistogram("moe_request_inter_token_seconds", "Between two tokens of a sequence.", RequestBuckets()),
+          RequestBuckets()),
       expert_sums_(num_experts_) {
   AddParameters(r, setup.parameters);
   r.AddGauge("moe_kv_tokens_capacity", "Token positions of all KV pages.")
@@ -95,15 +96,16 @@ RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegi
         {.rows = r.AddCounter("moe_rank_rows_total", "Expert rows computed by a rank.", labels),
          .busy = r.AddCounter("moe_rank_busy_seconds_total", "Time that a rank spent on dispatches.", labels),
          .up = r.AddGauge("moe_worker_up", "1 while a worker answers.", labels),
-         .exchange = r.AddHistogram("moe_exchange_seconds", "From dispatch to a worker's reply.", ExchangeBuckets(),
-                                    {{"rank", rank}, {"transport", std::string(setup.transport->name())}})});
+         .exchange = {r.AddHistogram("moe_exchange_seconds", "From dispatch to a worker's reply.", ExchangeBuckets(),
+                                     {{"rank", rank}, {"transport", std::string(setup.transport->name())}}),
+                      ExchangeBuckets()}});
     ranks_.back().up.Set(1);
   }
 }
 
-void RouterMetrics::OnExchange(WorkerId worker, double seconds) { ranks_[worker.index()].exchange.Observe(seconds); }
+void RouterMetrics::OnExchange(WorkerId worker, double seconds) { ranks_[worker.index()].exchange.Add(seconds); }
 
-void RouterMetrics::OnStep(const StepReport& report, const QueueState& state) {
+void RouterMetrics::OnStep(const StepReport& report) {
   steps_.Add();
   touched_.Add(static_cast<double>(dense_parameters_ + report.distinct_experts * expert_parameters_each_));
   step_seconds_.Observe(report.seconds);
@@ -116,7 +118,9 @@ void RouterMetrics::OnStep(const StepReport& report, const QueueState& state) {
   for (std::size_t w = 0; w < report.workers.size(); ++w) {
     ranks_[w].rows.Add(static_cast<double>(report.workers[w].rows));
     ranks_[w].busy.Add(report.workers[w].busy_seconds);
+    ranks_[w].exchange.Flush();
   }
+  inter_token_seconds_.Flush();
   std::fill(expert_sums_.begin(), expert_sums_.end(), 0);
   for (std::size_t i = 0; i < report.expert_tokens.size(); ++i) {
     expert_sums_[i % num_experts_] += report.expert_tokens[i];
@@ -124,7 +128,6 @@ void RouterMetrics::OnStep(const StepReport& report, const QueueState& state) {
       expert_layer_tokens_[i].Add(static_cast<double>(report.expert_tokens[i]));
   }
   for (std::size_t e = 0; e < num_experts_; ++e) expert_tokens_[e].Add(static_cast<double>(expert_sums_[e]));
-  OnQueue(state);
 }
 
 void RouterMetrics::OnWindow(const LoadWindow& window) {
@@ -162,10 +165,6 @@ void RouterMetrics::OnFinish(const SequenceResult& result, SequenceKind kind, st
   if (generated > 1)
     per_token_seconds_.Observe((result.total_seconds - result.time_to_first_token_seconds) /
                                static_cast<double>(generated - 1));
-}
-
-void RouterMetrics::OnInterToken(std::span<const double> seconds) {
-  for (const double value : seconds) inter_token_seconds_.Observe(value);
 }
 
 void RouterMetrics::OnRejected(std::size_t sequences) const { rejected_.Add(static_cast<double>(sequences)); }

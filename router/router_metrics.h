@@ -36,14 +36,14 @@ class RouterMetrics final : public ExchangeObserver {
 
   // By the engine thread.
   void OnExchange(WorkerId worker, double seconds) override;
-  void OnStep(const StepReport& report, const QueueState& state);
+  void OnStep(const StepReport& report);
   void OnWindow(const LoadWindow& window);
   void OnQueue(const QueueState& state);
   void OnWorkersDown();
   /// `generated`: tokens that came out of the sequence.
   void OnFinish(const SequenceResult& result, SequenceKind kind, std::size_t generated);
-  /// Seconds between the last two tokens of each of some sequences.
-  void OnInterToken(std::span<const double> seconds);
+  /// Seconds between the last two tokens of a sequence; shown with the step.
+  void OnInterToken(double seconds) { inter_token_seconds_.Add(seconds); }
 
   // By service threads.
   void OnRejected(std::size_t sequences) const;
@@ -57,7 +57,7 @@ class RouterMetrics final : public ExchangeObserver {
   struct RankSeries {
     Counter rows, busy;
     Gauge up;
-    Histogram exchange;
+    HistogramBatch exchange;
   };
 
   const int experts_per_token_;
@@ -69,7 +69,8 @@ class RouterMetrics final : public ExchangeObserver {
   Counter finished_, cancelled_, rejected_, failed_;
   Gauge running_, waiting_, kv_used_;
   Histogram step_seconds_, batch_tokens_;
-  Histogram queue_seconds_, first_token_seconds_, inter_token_seconds_, per_token_seconds_, e2e_seconds_;
+  Histogram queue_seconds_, first_token_seconds_, per_token_seconds_, e2e_seconds_;
+  HistogramBatch inter_token_seconds_;
   std::vector<Counter> phases_;               // in the order of kPhases
   std::vector<Counter> expert_tokens_;        // by expert, summed over layers
   std::vector<Counter> expert_layer_tokens_;  // (sparse layers, experts), only on /metrics/experts

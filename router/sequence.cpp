@@ -2,27 +2,45 @@
 
 namespace moe {
 
+namespace {
+
+// Rows of logits that a score returns.
+std::size_t LogitRows(const SequenceRequest& request) {
+  switch (request.score_logits) {
+    case ScoreLogits::kNone: return 0;
+    case ScoreLogits::kLast: return 1;
+    case ScoreLogits::kAll: return request.prompt.size();
+  }
+  return 0;
+}
+
+// (layer, position, expert) triples of the routing that is returned.
+std::size_t RoutedPairs(const SequenceRequest& request, const ModelConfig& config) {
+  if (!request.return_routing) return 0;
+  return config.sparse_layers().size() * request.kv_tokens() * static_cast<std::size_t>(config.experts_per_token());
+}
+
+}  // namespace
+
+std::uint64_t SequenceOutput::Bytes(const SequenceRequest& request, const ModelConfig& config) {
+  const std::uint64_t tokens = request.prompt.size() + request.max_new_tokens * (2 + 2 * request.num_logprobs);
+  const std::uint64_t logits = LogitRows(request) * static_cast<std::uint64_t>(config.vocab_size);
+  return 4 * (tokens + logits + 2 * RoutedPairs(request, config));
+}
+
 SequenceOutput::SequenceOutput(const SequenceRequest& request, const ModelConfig& config) {
   const std::size_t generated = request.max_new_tokens;
-  const auto vocab = static_cast<std::size_t>(config.vocab_size);
   token_ids.resize(generated);
   if (request.kind == SequenceKind::kScore) {
     token_logprobs.resize(request.prompt.size() - 1);
-    const std::size_t rows = request.score_logits == ScoreLogits::kNone   ? 0
-                             : request.score_logits == ScoreLogits::kLast ? 1
-                                                                          : request.prompt.size();
-    logits.resize(rows * vocab);
+    logits.resize(LogitRows(request) * static_cast<std::size_t>(config.vocab_size));
   } else if (request.num_logprobs > 0) {
     token_logprobs.resize(generated);
     top_token_ids.resize(generated * request.num_logprobs);
     top_logprobs.resize(generated * request.num_logprobs);
   }
-  if (request.return_routing) {
-    const std::size_t routed =
-        config.sparse_layers().size() * request.kv_tokens() * static_cast<std::size_t>(config.experts_per_token());
-    routing_ids.resize(routed);
-    routing_weights.resize(routed);
-  }
+  routing_ids.resize(RoutedPairs(request, config));
+  routing_weights.resize(RoutedPairs(request, config));
 }
 
 Sequence::Sequence(SequenceRequest asked, std::shared_ptr<SequenceOutput> out, std::shared_ptr<OutputListener> hears,

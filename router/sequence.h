@@ -61,6 +61,9 @@ class SequenceOutput {
  public:
   SequenceOutput(const SequenceRequest& request, const ModelConfig& config);
 
+  /// About what an output of `request` takes, in bytes.
+  static std::uint64_t Bytes(const SequenceRequest& request, const ModelConfig& config);
+
   // Written by the engine thread, readable up to the published counts.
   std::vector<std::uint32_t> token_ids;      // (max_new_tokens)
   std::vector<float> token_logprobs;         // generated: (max_new_tokens) when asked for; scored: (prompt − 1)

@@ -48,6 +48,28 @@ TEST(MetricsRegistryTest, HistogramBucketsIncludeTheirUpperBound) {
   EXPECT_EQ(SampleValue(text, "moe_step_seconds_sum"), 6.5);
 }
 
+TEST(HistogramBatchTest, AddsWhatSingleObservationsWould) {
+  MetricsRegistry registry(MetricsRegistry::Process::kLeaveOut);
+  const double bounds[] = {0.5, 2};
+  const Histogram single = registry.AddHistogram("moe_single", "By value.", bounds);
+  const Histogram batched = registry.AddHistogram("moe_batched", "By batch.", bounds);
+  HistogramBatch batch(batched, bounds);
+  for (int round = 0; round < 2; ++round) {
+    for (const double value : {0.1, 0.5, 0.6, 2.0, 7.0}) {
+      single.Observe(value);
+      batch.Add(value);
+    }
+    batch.Flush();
+    batch.Flush();  // nothing is left to add
+  }
+  const std::string text = registry.Text();
+  for (const char* sample : {"_bucket{le=\"0.5\"}", "_bucket{le=\"2\"}", "_bucket{le=\"+Inf\"}", "_sum", "_count"})
+    EXPECT_EQ(SampleValue(text, std::string("moe_batched") + sample),
+              SampleValue(text, std::string("moe_single") + sample))
+        << sample;
+  EXPECT_EQ(SampleValue(text, "moe_batched_count"), 10);
+}
+
 TEST(MetricsRegistryTest, SameNameAndLabelsGiveTheSameMetric) {
   MetricsRegistry registry(MetricsRegistry::Process::kLeaveOut);
   registry.AddCounter("moe_rank_rows_total", "Rows.", {{"rank", "1"}}).Add(1);
