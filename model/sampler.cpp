@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "core/check.h"
@@ -12,13 +13,20 @@ namespace {
 
 bool Finite(float value) { return std::isfinite(value); }
 
+// What overflows stays a number, so that differences of logits are numbers too.
+float Bounded(float value) {
+  constexpr float kMost = std::numeric_limits<float>::max();
+  return std::clamp(value, -kMost, kMost);
+}
+
 void ApplyPenalties(const SamplingParams& params, const TokenCounts& counts, std::span<float> logits) {
   for (std::size_t token = 0; token < logits.size(); ++token) {
     if (!counts.seen(token)) continue;
     float& logit = logits[token];
-    logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+    logit = Bounded(logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty);
     const std::uint32_t count = counts.in_output(token);
-    if (count > 0) logit -= params.presence_penalty + params.frequency_penalty * static_cast<float>(count);
+    if (count > 0)
+      logit = Bounded(logit - (params.presence_penalty + params.frequency_penalty * static_cast<float>(count)));
   }
 }
 
@@ -82,7 +90,9 @@ std::uint32_t Sampler::Sample(std::span<const float> logits, const SamplingParam
     ApplyPenalties(params, *counts, logits_);
   }
   if (params.temperature == 0) return ArgMax(logits_);
-  for (float& logit : logits_) logit /= params.temperature;
+  // From the largest down, so that a small temperature takes the others to -infinity and never two to +infinity.
+  const float largest = *std::max_element(logits_.begin(), logits_.end());
+  for (float& logit : logits_) logit = (logit - largest) / params.temperature;
   return Draw(params, at);
 }
 
