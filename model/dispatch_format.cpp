@@ -139,9 +139,12 @@ Result<DispatchReader> DispatchReader::Parse(std::span<const std::byte> payload)
                    .pairs = header.pairs,
                    .hidden = header.hidden,
                    .type = static_cast<ExchangeType>(header.type)};
-  if (DispatchBytes(reader.shape_) != payload.size())
-    return Internal("a dispatch of ", header.rows, " rows and ", header.pairs, " pairs takes ",
-                    DispatchBytes(reader.shape_), " bytes, ", payload.size(), " arrived");
+  // Rows that cannot fit are refused first: their bytes might not fit 64 bits.
+  const std::size_t row_bytes = RowBytes(reader.shape_);
+  const bool fit = row_bytes == 0 || header.rows <= payload.size() / row_bytes;
+  if (!fit || DispatchBytes(reader.shape_) != payload.size())
+    return Internal("a dispatch of ", header.rows, " rows of ", header.hidden, " values and ", header.pairs,
+                    " pairs does not take the ", payload.size(), " bytes that arrived");
   reader.pairs_ = {reinterpret_cast<const DispatchPair*>(payload.data() + sizeof(header)), header.pairs};
   reader.rows_ = payload.subspan(RowsOffset(reader.shape_));
   for (const DispatchPair& pair : reader.pairs_)
@@ -222,7 +225,9 @@ std::size_t WriteDescription(std::span<std::byte> buffer, const WorkerDescriptio
                                {"weight_bytes", d.weight_bytes},
                                {"metrics_address", d.metrics_address},
                                {"control_address", d.control_address}};
-  return WriteReply(buffer, StatusCode::kOk, json.dump());
+  // A host's name or a path need not be UTF-8.
+  const auto replace = nlohmann::json::error_handler_t::replace;
+  return WriteReply(buffer, StatusCode::kOk, json.dump(-1, ' ', false, replace));
 }
 
 Result<WorkerDescription> ParseDescription(std::span<const std::byte> payload) {
