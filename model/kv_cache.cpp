@@ -40,7 +40,7 @@ PageId KvCache::Allocate() {
 }
 
 void KvCache::Release(PageId page) {
-  MOE_CHECK(references_[page] > 0);
+  MOE_CHECK(page < references_.size() && references_[page] > 0);
   if (--references_[page] == 0) free_.push_back(page);
 }
 
