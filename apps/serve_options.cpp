@@ -7,6 +7,7 @@
 
 #include "build_info.h"
 #include "core/text.h"
+#include "rpc/listen_address.h"
 
 namespace moe {
 namespace {
@@ -90,7 +91,8 @@ void AddModelOptions(Adder& add, ServeOptions& o) {
 }
 
 void AddAddressOptions(CLI::App& app, Adder& add, ServeOptions& o) {
-  add.Add("--listen", o.listen, "HOST:PORT of the gRPC services; port 0: any free one");
+  add.Add("--listen", o.listen, "HOST:PORT of the gRPC services; port 0: any free one")
+      ->check([](const std::string& value) { return ParseListenAddress(value).status().message(); });
   add.Add("--metrics-host", o.metrics_host, "Host that metrics and the workers' control services listen on");
   app.add_option_function<std::string>(
          "--metrics-port",
@@ -123,12 +125,15 @@ void AddMachineOptions(Adder& add, ServeOptions& o) {
 
 void AddLimitOptions(Adder& add, ServeOptions& o) {
   constexpr std::size_t kMost = 1 << 20;
+  constexpr std::size_t kMostKvTokens = std::size_t{1} << 40;  // far above any memory; far below what overflows
   add.Add("--max-sequences", o.max_sequences, "Sequences that run at a time")->check(CLI::Range(std::size_t{1}, kMost));
   add.Add("--max-step-tokens", o.max_step_tokens, "Tokens of an engine step")->check(CLI::Range(std::size_t{2}, kMost));
   add.Add("--max-queued", o.max_queued, "Sequences that wait at a time")->check(CLI::Range(std::size_t{1}, kMost));
   add.Add("--kv-tokens", o.kv_tokens,
-          "Positions of the KV cache; 0: enough for --max-sequences, at most a quarter of the memory");
-  add.Add("--prefill-chunk", o.prefill_chunk, "Prompt tokens of a sequence in a step; 0: as many as fit");
+          "Positions of the KV cache; 0: enough for --max-sequences, at most a quarter of the memory")
+      ->check(CLI::Range(std::size_t{0}, kMostKvTokens));
+  add.Add("--prefill-chunk", o.prefill_chunk, "Prompt tokens of a sequence in a step; 0: as many as fit")
+      ->check(CLI::Range(std::size_t{0}, kMost));
   add.AddSeconds("--drain-timeout", o.drain_timeout, "Seconds that a drain may take");
 }
 
@@ -140,6 +145,7 @@ ParsedServeOptions ParseServeOptions(int argc, char** argv) {
   app.footer(kExamples);
   app.set_version_flag("--version", Cat("moe_serve ", kBuildVersion, " (", kBuildCommit, ")"));
   app.set_config("--config", "", "TOML file with any of these flags");
+  app.allow_config_extras(CLI::config_extras_mode::error);
   Adder add(app);
   AddModelOptions(add, parsed.options);
   AddAddressOptions(app, add, parsed.options);
