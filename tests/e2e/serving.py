@@ -292,6 +292,7 @@ def running(model, ranks: int = 0, *flags, expect_clean_stop: bool = True, metri
     folder = pathlib.Path(tempfile.mkdtemp(prefix="moe-e2e-"))
     command = command_line(["--model", model, "--listen", listen, "--metrics-port", metrics_port,
                             "--ready-file", folder / "ready.json", *flags], ranks)
+    process = None
     try:
         with open(folder / "log", "wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
@@ -303,6 +304,8 @@ def running(model, ranks: int = 0, *flags, expect_clean_stop: bool = True, metri
         server.channel.close()
     finally:
         kill_all(folder.name)
+        if process is not None:
+            process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -334,6 +337,7 @@ def run(flags, ranks: int = 0, seconds: float = EXIT_SECONDS, **environment: str
             raise AssertionError(f"{' '.join(command)} still ran after {seconds} s:\n{(folder / 'err').read_text()}") from None
         finally:
             kill_all(folder.name)
+            process.wait()
 
 
 class ServingTest(unittest.TestCase):
