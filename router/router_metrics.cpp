@@ -83,6 +83,8 @@ RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegi
          .entropy = r.AddGauge("moe_layer_entropy", "Normalised entropy of the experts' shares.", labels),
          .dead = r.AddGauge("moe_layer_dead_experts", "Experts without a token in the window.", labels),
          .collapsed = r.AddGauge("moe_layer_collapsed", "1 when routing uses a small part of the experts.", labels)});
+    layers_.back().balancedness.Set(1);  // without load, as the figures' definitions say
+    layers_.back().entropy.Set(1);
     if (experts == nullptr) continue;
     for (std::size_t e = 0; e < num_experts_; ++e)
       expert_layer_tokens_.push_back(
@@ -155,12 +157,11 @@ void RouterMetrics::OnFinish(const SequenceResult& result, SequenceKind kind, st
   switch (result.finish) {
     case FinishKind::kStop:
     case FinishKind::kLength: finished_.Add(); break;
-    case FinishKind::kCancelled: cancelled_.Add(); break;
-    case FinishKind::kFailed: failed_.Add(); break;
+    case FinishKind::kCancelled: cancelled_.Add(); return;
+    case FinishKind::kFailed: failed_.Add(); return;
   }
   queue_seconds_.Observe(result.queue_seconds);
   e2e_seconds_.Observe(result.total_seconds);
-  if (generated == 0) return;
   first_token_seconds_.Observe(result.time_to_first_token_seconds);
   if (generated > 1)
     per_token_seconds_.Observe((result.total_seconds - result.time_to_first_token_seconds) /
