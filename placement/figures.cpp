@@ -2,9 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
+#include <limits>
 #include <numeric>
-#include <vector>
 
 namespace moe {
 namespace {
@@ -15,6 +14,27 @@ constexpr double kCollapsedShare = 0.9;
 
 std::uint64_t Sum(std::span<const std::uint64_t> tokens) {
   return std::accumulate(tokens.begin(), tokens.end(), std::uint64_t{0});
+}
+
+// Of the `count` largest. No copy is sorted: this runs between two steps, and those allocate nothing.
+std::uint64_t SumOfLargest(std::span<const std::uint64_t> tokens, std::size_t count) {
+  std::uint64_t sum = 0;
+  std::uint64_t above = std::numeric_limits<std::uint64_t>::max();  // values from here on are in the sum
+  while (count > 0) {
+    std::uint64_t largest = 0;
+    std::size_t times = 0;
+    for (const std::uint64_t value : tokens) {
+      if (value >= above || value < largest) continue;
+      times = value > largest ? 1 : times + 1;
+      largest = value;
+    }
+    if (times == 0) break;
+    times = std::min(times, count);
+    sum += largest * times;
+    count -= times;
+    above = largest;
+  }
+  return sum;
 }
 
 }  // namespace
@@ -47,10 +67,7 @@ bool Collapsed(std::span<const std::uint64_t> tokens, int experts_per_token) {
   const std::uint64_t sum = Sum(tokens);
   if (sum == 0) return false;
   if (NormalizedEntropy(tokens) < kCollapsedEntropy) return true;
-  std::vector<std::uint64_t> sorted(tokens.begin(), tokens.end());
-  std::sort(sorted.begin(), sorted.end(), std::greater<>());
-  const std::size_t few = static_cast<std::size_t>(std::max(0, experts_per_token - 1));
-  const std::uint64_t most = Sum(std::span(sorted).first(std::min(few, sorted.size())));
+  const std::uint64_t most = SumOfLargest(tokens, static_cast<std::size_t>(std::max(0, experts_per_token - 1)));
   return static_cast<double>(most) > kCollapsedShare * static_cast<double>(sum);
 }
 

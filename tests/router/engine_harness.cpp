@@ -13,6 +13,7 @@
 #include "experts/worker.h"
 #include "kernels/kernels.h"
 #include "model/weights.h"
+#include "tests/metrics/exposition.h"
 
 namespace moe {
 namespace {
@@ -162,6 +163,12 @@ void EngineHarness::MakeRouter() {
                                   .max_queued = options_.max_queued,
                                   .drain_timeout = options_.drain_timeout},
                   *engine_, cache(), *metrics_);
+}
+
+double EngineHarness::Metric(const std::string& series) const {
+  const std::optional<double> value = SampleValue(registry_.Text(), series);
+  MOE_CHECK(value.has_value(), "there is no series " + series);
+  return *value;
 }
 
 std::unique_ptr<Sequence> EngineHarness::Make(SequenceRequest request, Client& client) const {

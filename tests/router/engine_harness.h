@@ -95,7 +95,8 @@ class EngineHarness {
   Engine& engine() { return *engine_; }
   Router& router() { return *router_; }
   RouterMetrics& metrics() { return *metrics_; }
-  const MetricsRegistry& registry() const { return registry_; }
+  /// The value of a series of the router's metrics, written as it is exported: `moe_requests_total{outcome="failed"}`.
+  double Metric(const std::string& series) const;
 
   /// A sequence and its client's side, not submitted yet.
   std::unique_ptr<Sequence> Make(SequenceRequest request, Client& client) const;

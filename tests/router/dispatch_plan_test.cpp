@@ -1,0 +1,189 @@
+#include "router/dispatch_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <random>
+#include <set>
+#include <utility>
+#include <vector>
+
+namespace moe {
+namespace {
+
+struct Case {
+  const char* name = "";
+  int workers = 1;
+  int experts = 8;
+  int redundant = 0;
+  bool round_robin = false;
+  std::size_t tokens = 1;
+  std::size_t k = 2;
+  int hot = 0;  // experts that tokens choose from; 0: all
+};
+
+Placement Place(const Case& c) {
+  const PlacementShape shape{
+      .num_experts = c.experts, .workers = c.workers, .layers = {0, 3}, .redundant_experts = c.redundant};
+  Result<Placement> placement = c.round_robin ? RoundRobinPlacement(shape) : LinearPlacement(shape);
+  MOE_CHECK(placement.ok(), placement.status().message());
+  return *std::move(placement);
+}
+
+// k distinct experts and as many weights for each token.
+struct TopK {
+  TopK(const Case& c, std::uint64_t seed) : ids(c.tokens * c.k), weights(c.tokens * c.k), k(c.k) {
+    std::mt19937_64 random(seed);
+    std::vector<std::int32_t> all(static_cast<std::size_t>(c.hot > 0 ? c.hot : c.experts));
+    for (std::size_t i = 0; i < all.size(); ++i) all[i] = static_cast<std::int32_t>(i);
+    for (std::size_t token = 0; token < c.tokens; ++token) {
+      std::shuffle(all.begin(), all.end(), random);
+      for (std::size_t j = 0; j < c.k; ++j) {
+        ids[token * c.k + j] = all[j];
+        weights[token * c.k + j] = static_cast<float>(random() % 1000) / 1000.0f;
+      }
+    }
+  }
+  MatrixView<const std::int32_t> id_view() const { return {ids.data(), ids.size() / k, k}; }
+  MatrixView<const float> weight_view() const { return {weights.data(), weights.size() / k, k}; }
+
+  std::vector<std::int32_t> ids;
+  std::vector<float> weights;
+  std::size_t k;
+};
+
+class DispatchPlanTest : public testing::TestWithParam<Case> {
+ protected:
+  DispatchPlanTest() : placement_(Place(GetParam())), replicas_(placement_), plan_(Shape()) {}
+
+  static DispatchPlan::Shape Shape() {
+    const Case& c = GetParam();
+    return {.max_tokens = c.tokens,
+            .experts_per_token = c.k,
+            .num_experts = static_cast<std::size_t>(c.experts),
+            .workers = c.workers};
+  }
+  std::size_t num_workers() const { return static_cast<std::size_t>(GetParam().workers); }
+  const DispatchPlan::Part& part(std::size_t worker) const { return plan_.part(WorkerId(static_cast<int>(worker))); }
+
+  const Placement placement_;
+  const ReplicaTable replicas_;
+  DispatchPlan plan_;
+};
+
+TEST_P(DispatchPlanTest, EveryPairGoesOnceToAWorkerThatHostsItsExpert) {
+  const Case& c = GetParam();
+  for (std::size_t layer = 0; layer < placement_.layers.size(); ++layer) {
+    const TopK topk(c, 11 + layer);
+    plan_.Build(replicas_, layer, topk.id_view(), topk.weight_view());
+    // The naive plan: what each worker must be asked, as (token, expert, weight).
+    std::multiset<std::pair<std::size_t, std::int32_t>> asked;
+    for (std::size_t w = 0; w < num_workers(); ++w) {
+      std::vector<std::uint32_t> tokens_of_pairs;
+      for (const DispatchPair& pair : part(w).pairs) {
+        ASSERT_LT(pair.row, part(w).tokens.size());
+        const std::uint32_t token = part(w).tokens[pair.row];
+        const std::vector<int>& slots = placement_.layers[layer].slots[w];
+        ASSERT_LT(pair.slot, slots.size());
+        const std::int32_t expert = slots[pair.slot];
+        asked.emplace(token, expert);
+        const auto chosen = topk.id_view().row(token);
+        const auto j = static_cast<std::size_t>(std::find(chosen.begin(), chosen.end(), expert) - chosen.begin());
+        ASSERT_LT(j, c.k) << "token " << token << " did not choose expert " << expert;
+        EXPECT_EQ(pair.weight, topk.weight_view()(token, j));
+        tokens_of_pairs.push_back(token);
+      }
+      EXPECT_TRUE(std::is_sorted(tokens_of_pairs.begin(), tokens_of_pairs.end()));
+      tokens_of_pairs.erase(std::unique(tokens_of_pairs.begin(), tokens_of_pairs.end()), tokens_of_pairs.end());
+      EXPECT_EQ(part(w).tokens, tokens_of_pairs) << "one row a token, and none without a pair";
+    }
+    std::multiset<std::pair<std::size_t, std::int32_t>> wanted;
+    for (std::size_t token = 0; token < c.tokens; ++token)
+      for (const std::int32_t expert : topk.id_view().row(token)) wanted.emplace(token, expert);
+    EXPECT_EQ(asked, wanted);
+  }
+}
+
+TEST_P(DispatchPlanTest, SourcePointsToThePairOfItsTokenAndExpert) {
+  const Case& c = GetParam();
+  const TopK topk(c, 5);
+  plan_.Build(replicas_, 1, topk.id_view(), topk.weight_view());
+  std::set<std::pair<std::uint32_t, std::uint32_t>> distinct;
+  for (std::size_t token = 0; token < c.tokens; ++token) {
+    for (std::size_t j = 0; j < c.k; ++j) {
+      const DispatchPlan::Source source = plan_.source(token, j);
+      ASSERT_LT(source.worker, num_workers());
+      ASSERT_LT(source.pair, part(source.worker).pairs.size());
+      const DispatchPair& pair = part(source.worker).pairs[source.pair];
+      EXPECT_EQ(part(source.worker).tokens[pair.row], token);
+      EXPECT_EQ(placement_.layers[1].slots[source.worker][pair.slot], topk.id_view()(token, j));
+      EXPECT_TRUE(distinct.emplace(source.worker, source.pair).second) << "two pairs come back from one place";
+    }
+  }
+}
+
+TEST_P(DispatchPlanTest, ReplicasShareAnExpertsTokensEvenly) {
+  const Case& c = GetParam();
+  const TopK topk(c, 3);
+  plan_.Build(replicas_, 0, topk.id_view(), topk.weight_view());
+  std::map<std::int32_t, std::map<std::size_t, std::size_t>> rows;  // by expert and worker
+  for (std::size_t w = 0; w < num_workers(); ++w)
+    for (const DispatchPair& pair : part(w).pairs) ++rows[placement_.layers[0].slots[w][pair.slot]][w];
+  for (std::int32_t expert = 0; expert < c.experts; ++expert) {
+    std::size_t least = c.tokens;
+    std::size_t most = 0;
+    std::size_t sum = 0;
+    for (const ReplicaSlot& replica : replicas_.replicas(0, static_cast<std::size_t>(expert))) {
+      const std::size_t count = rows[expert][replica.worker.index()];
+      least = std::min(least, count);
+      most = std::max(most, count);
+      sum += count;
+    }
+    EXPECT_LE(most - least, 1u) << "expert " << expert;
+    const auto tokens = std::count(topk.ids.begin(), topk.ids.end(), expert);
+    EXPECT_EQ(sum, static_cast<std::size_t>(tokens));
+    EXPECT_EQ(plan_.expert_tokens()[static_cast<std::size_t>(expert)], static_cast<std::uint32_t>(tokens));
+  }
+}
+
+TEST_P(DispatchPlanTest, APlanDependsOnItsStepAlone) {
+  const TopK one(GetParam(), 1);
+  const TopK other(GetParam(), 2);
+  const auto built = [&] {
+    plan_.Build(replicas_, 0, one.id_view(), one.weight_view());
+    std::vector<std::vector<std::uint32_t>> flat;
+    for (std::size_t w = 0; w < num_workers(); ++w) {
+      flat.push_back(part(w).tokens);
+      for (const DispatchPair& pair : part(w).pairs) flat.push_back({pair.row, pair.slot});
+    }
+    return flat;
+  };
+  const auto first = built();
+  plan_.Build(replicas_, 1, other.id_view(), other.weight_view());
+  EXPECT_EQ(built(), first);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, DispatchPlanTest,
+    testing::Values(Case{.name = "OneWorker", .tokens = 17},
+                    Case{.name = "UnevenCounts", .workers = 7, .tokens = 64, .k = 3},
+                    Case{.name = "RoundRobin", .workers = 3, .round_robin = true, .tokens = 33},
+                    Case{.name = "MoreWorkersThanExperts", .workers = 11, .tokens = 9},
+                    Case{.name = "AllReplicated", .workers = 4, .redundant = 8, .tokens = 101, .k = 2},
+                    Case{.name = "SomeReplicatedTwice", .workers = 5, .experts = 4, .redundant = 9, .tokens = 50},
+                    Case{.name = "Skewed", .workers = 4, .redundant = 3, .tokens = 64, .k = 2, .hot = 2},
+                    Case{.name = "EveryExpertOfEveryToken", .workers = 3, .tokens = 5, .k = 8}),
+    [](const auto& test) { return test.param.name; });
+
+TEST(DispatchPlan, NoTokensMakeAnEmptyPlan) {
+  const Placement placement = Place({.workers = 2});
+  const ReplicaTable replicas(placement);
+  DispatchPlan plan({.max_tokens = 4, .experts_per_token = 2, .num_experts = 8, .workers = 2});
+  plan.Build(replicas, 0, {nullptr, 0, 2}, {nullptr, 0, 2});
+  EXPECT_TRUE(plan.part(WorkerId(0)).pairs.empty());
+  EXPECT_TRUE(plan.part(WorkerId(1)).tokens.empty());
+}
+
+}  // namespace
+}  // namespace moe
