@@ -1,5 +1,7 @@
 #include "router/delivery.h"
 
+#include <bit>
+
 #include "core/check.h"
 
 namespace moe {
@@ -25,7 +27,8 @@ class Delivery::Ticket final : public OutputListener, public std::enable_shared_
   std::atomic<bool> queued_{false};
 };
 
-Delivery::Delivery(std::size_t capacity) : ring_(capacity + 1), thread_([this] { Run(); }) {}
+// A power of two, so that places follow one another where the counts wrap round. One place is for the last ticket.
+Delivery::Delivery(std::size_t capacity) : ring_(std::bit_ceil(capacity + 1)), thread_([this] { Run(); }) {}
 
 Delivery::~Delivery() {
   Push(nullptr);  // the last one: whoever pushes has ended

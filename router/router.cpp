@@ -81,12 +81,9 @@ bool Router::OnEngineThread(std::function<void()> inspect) {
 
 Status Router::Run() {
   while (TakeIn()) {
-    scheduler_.Admit([](Sequence& sequence) { sequence.admitted = Clock::now(); });
+    Admit();
     RetireEnded();
-    if (scheduler_.running() == 0) {
-      metrics_.OnWindow(engine_.load_window());
-      continue;
-    }
+    if (scheduler_.running() == 0) continue;
     if (const Status status = Step(); !status.ok()) {
       metrics_.OnWorkersDown();
       {
@@ -100,6 +97,18 @@ Status Router::Run() {
   FailAll(Unavailable("the server stopped before the sequence was finished"));
   if (failed_ == 0) return Status::Ok();
   return failure_.WithContext(Cat(failed_, " sequence(s) did not finish"));
+}
+
+void Router::Admit() {
+  bool admitted = false;
+  scheduler_.Admit([&](Sequence& sequence) {
+    sequence.admitted = Clock::now();
+    admitted = true;
+  });
+  if (!admitted) return;
+  // What runs has left the queue, and the next call should find its room.
+  const std::lock_guard lock(mutex_);
+  waiting_ = scheduler_.waiting() + inbox_.size();
 }
 
 bool Router::TakeIn() {
@@ -127,12 +136,13 @@ Status Router::Step() {
   const TimePoint now = Clock::now();
   for (const Chunk& chunk : chunks) NoteToken(*chunk.sequence, now);
   metrics_.OnStep(engine_.report());
-  if (now - window_published_ >= kWindowInterval) {
+  for (const Chunk& chunk : chunks) Publish(*chunk.sequence);
+  RetireEnded();
+  // Now and then, and before the router falls idle: then the figures stand for as long as nobody calls.
+  if (now - window_published_ >= kWindowInterval || scheduler_.running() == 0) {
     window_published_ = now;
     metrics_.OnWindow(engine_.load_window());
   }
-  for (const Chunk& chunk : chunks) Publish(*chunk.sequence);
-  RetireEnded();
   return Status::Ok();
 }
 

@@ -54,6 +54,7 @@ class Router {
  private:
   /// Moves what service threads left into the scheduler; waits for something when nothing runs. False to end.
   bool TakeIn();
+  void Admit();
   Status Step();
   /// Notes when a sequence's token came, before anybody hears of it.
   void NoteToken(Sequence& sequence, TimePoint now);
