@@ -275,7 +275,10 @@ Result<std::optional<IncomingRequest>> InProcessEndpoint::Next() {
   const std::size_t num_routers = fabric_->routers.size();
   for (std::size_t i = 0; i < num_routers; ++i) {
     const std::size_t router = (next_router_ + i) % num_routers;
-    while (const std::optional<std::uint64_t> ticket = OldestRequest(router)) {
+    // The first look may pass a slot just before a request appears in it and then find a later one in the next slot. A
+    // router publishes in the order of Start, so the second look, after having seen that one, sees all before it.
+    while (OldestRequest(router)) {
+      const std::optional<std::uint64_t> ticket = OldestRequest(router);
       Result<std::optional<IncomingRequest>> taken = Take(*ticket);
       if (taken.ok() && !taken->has_value()) continue;
       next_router_ = (router + 1) % num_routers;

@@ -84,9 +84,9 @@ class WorkerEndpoint {
 
   virtual const TransportLimits& limits() const = 0;
 
-  /// The next request: each router's in the order of their Start, routers in turn. Nothing when `deadline` passed
-  /// first. UNAVAILABLE when no router is or can be attached any more. INTERNAL for one wrong frame: its router has
-  /// been told, and the next Receive goes on with the others.
+  /// The next request: the one started first of those that have arrived from a router, routers in turn. Nothing when
+  /// `deadline` passed first. UNAVAILABLE when no router is or can be attached any more. INTERNAL for one wrong frame:
+  /// its router has been told, and the next Receive goes on with the others.
   virtual Result<std::optional<IncomingRequest>> Receive(Deadline deadline) = 0;
 
   /// Where the reply is written, max_reply_bytes, 64-byte aligned, one buffer per open request. Requests may be replied

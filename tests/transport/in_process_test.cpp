@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "tests/contract/transport_contract.h"
@@ -114,6 +115,42 @@ TEST(InProcess, OneRoutersRequestsComeInTheOrderOfTheirStart) {
   }
   EXPECT_TRUE(slot0->Wait(Generous()).ok());
   EXPECT_TRUE(slot1->Wait(Generous()).ok());
+}
+
+TEST(InProcess, TheOrderOfStartHoldsWhileTheWorkerIsLooking) {
+  constexpr std::uint64_t kRounds = 3'000;
+  constexpr int kSlots = 500;  // of which the first and the last are used: many make a look take long
+  InProcessEnds ends = MakeEnds({.limits = {.max_request_bytes = 8, .max_reply_bytes = 8, .max_exchanges = kSlots}});
+  std::uint64_t out_of_order = 0;
+  std::thread worker([&, endpoint = std::move(ends.workers[0])] {
+    std::uint64_t last = 0;
+    while (true) {
+      const Result<std::optional<IncomingRequest>> request = endpoint->Receive(TimePoint::min());  // looks all the time
+      if (!request.ok()) return;
+      if (!request->has_value()) continue;
+      std::uint64_t number = 0;
+      std::memcpy(&number, (*request)->payload.data(), sizeof(number));
+      out_of_order += number == last + 1 ? 0 : 1;
+      last = number;
+      MOE_CHECK(endpoint->Reply(**request, 0).ok());
+    }
+  });
+  std::vector<std::unique_ptr<Exchange>> exchanges;
+  for (int i = 0; i < kSlots; ++i) exchanges.push_back(ends.routers[0]->MakeExchange());
+  const std::size_t bytes[] = {8};
+  for (std::uint64_t n = 1; n <= 2 * kRounds; n += 2) {
+    std::memcpy(exchanges.front()->request(WorkerId(0)).data(), &n, sizeof(n));
+    const std::uint64_t next = n + 1;
+    std::memcpy(exchanges.back()->request(WorkerId(0)).data(), &next, sizeof(next));
+    EXPECT_TRUE(exchanges.front()->Start(bytes).ok());
+    EXPECT_TRUE(exchanges.back()->Start(bytes).ok());
+    EXPECT_TRUE(exchanges.front()->Wait(Generous()).ok());
+    EXPECT_TRUE(exchanges.back()->Wait(Generous()).ok());
+  }
+  exchanges.clear();
+  ends.routers.clear();
+  worker.join();
+  EXPECT_EQ(out_of_order, 0u);
 }
 
 TEST(InProcess, ReceiveReturnsNothingAfterItsDeadline) {
