@@ -14,7 +14,10 @@ Status Serve(WorkerEndpoint& endpoint, Answer&& answer) {
     Result<std::optional<IncomingRequest>> received = endpoint.Receive(kNoDeadline);
     if (!received.ok()) {
       // No router is left: nothing was lost, since a router waits for its replies before it leaves.
-      return received.status().code() == StatusCode::kUnavailable ? Status::Ok() : received.status();
+      if (received.status().code() == StatusCode::kUnavailable) return Status::Ok();
+      // One wrong frame: its router has been told, the others are served on.
+      if (received.status().code() == StatusCode::kInternal) continue;
+      return received.status();
     }
     if (!received->has_value()) continue;
     const IncomingRequest& request = **received;

@@ -48,7 +48,8 @@ class Worker {
   Worker(WorkerOptions options, const WorkerDescription& description, const ExpertShard& shard, ExpertBackend& backend,
          WorkerTotals& totals, Observer observer = {});
 
-  /// Serves until a router says shutdown, or no router is left (both OK), or the transport fails.
+  /// Serves until a router says shutdown, or no router is left (both OK), or the transport fails. A wrong frame is the
+  /// failure of its router's end alone.
   Status Run(WorkerEndpoint& endpoint);
 
  private:

@@ -1,0 +1,231 @@
+#include "experts/expert_shard.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <filesystem>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "model/parameter_count.h"
+#include "model/tensor_specs.h"
+#include "placement/placement.h"
+
+namespace moe {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+std::filesystem::path Folder(const std::string& relative) { return std::filesystem::path(MOE_SOURCE_DIR) / relative; }
+const std::filesystem::path kMixtral = Folder("tests/goldens/mixtral");            // 6 experts, 3 layers, three files
+const std::filesystem::path kEightExperts = Folder("models/eight-languages-moe");  // 8 experts, 4 layers
+
+struct Loaded {
+  ExpertShard shard;
+  std::uint64_t mapped_bytes = 0;  // of the checkpoint, which is this worker's own
+};
+
+class ExpertShardTest : public ::testing::Test {
+ protected:
+  explicit ExpertShardTest(std::filesystem::path folder = kMixtral)
+      : folder_(std::move(folder)), config_(*ReadModelConfig(folder_)) {}
+
+  PlacementShape Shape(int workers, int redundant = 0) const {
+    return {.num_experts = config_.num_experts(),
+            .workers = workers,
+            .layers = config_.sparse_layers(),
+            .redundant_experts = redundant};
+  }
+  Loaded Load(const Placement& placement, int worker, int threads = 2) const {
+    const Result<Checkpoint> checkpoint = Checkpoint::Open(folder_);
+    ThreadPool pool(threads);
+    Result<ExpertShard> shard =
+        ExpertShard::Load(config_, *checkpoint, placement, WorkerId(worker), config_.stored_type, pool);
+    EXPECT_TRUE(shard.ok()) << shard.status().message();
+    return {*std::move(shard), checkpoint->mapped_bytes()};
+  }
+  Status LoadFailure(const Placement& placement, int worker) const {
+    const Result<Checkpoint> checkpoint = Checkpoint::Open(folder_);
+    ThreadPool pool(3);
+    return ExpertShard::Load(config_, *checkpoint, placement, WorkerId(worker), config_.stored_type, pool).status();
+  }
+  /// As the files store one expert.
+  std::uint64_t StoredBytes(int layer, int expert) const {
+    const Result<Checkpoint> checkpoint = Checkpoint::Open(folder_);
+    std::uint64_t bytes = 0;
+    for (const TensorSpec& spec : ExpertTensors(config_, layer, expert)) bytes += (*checkpoint->Find(spec.name))->bytes;
+    return bytes;
+  }
+
+  const std::filesystem::path folder_;
+  const ModelConfig config_;
+};
+
+class EightExperts : public ExpertShardTest {
+ protected:
+  EightExperts() : ExpertShardTest(kEightExperts) {}
+};
+
+/// The weights of one matrix as they lie in memory.
+std::vector<std::byte> BytesOf(const PackedMatrix& matrix) {
+  std::vector<std::byte> bytes;
+  const std::size_t panel = matrix.cols() * PackedMatrix::kPanelWidth * BytesPerWeight(matrix.type());
+  for (std::size_t i = 0; i < matrix.panels(); ++i) bytes.insert(bytes.end(), matrix.panel(i), matrix.panel(i) + panel);
+  return bytes;
+}
+
+TEST_F(ExpertShardTest, HasTheExpertsOfItsSlotsInTheirOrder) {
+  const Placement placement = *RoundRobinPlacement(Shape(4, 3));
+  const Result<Checkpoint> checkpoint = Checkpoint::Open(folder_);
+  for (int worker = 0; worker < 4; ++worker) {
+    const Loaded loaded = Load(placement, worker);
+    ASSERT_EQ(loaded.shard.layers().size(), placement.layers.size());
+    for (std::size_t i = 0; i < placement.layers.size(); ++i) {
+      const ExpertShard::Layer& layer = loaded.shard.layers()[i];
+      EXPECT_EQ(layer.layer, placement.layers[i].layer);
+      EXPECT_EQ(layer.experts, placement.layers[i].slots[static_cast<std::size_t>(worker)]);
+      ASSERT_EQ(layer.weights.size(), layer.experts.size());
+      for (std::size_t slot = 0; slot < layer.experts.size(); ++slot) {
+        const Result<MlpWeights> expected =
+            LoadExpertWeights(config_, *checkpoint, layer.layer, layer.experts[slot], config_.stored_type);
+        EXPECT_EQ(BytesOf(layer.weights[slot].gate_up), BytesOf(expected->gate_up));
+        EXPECT_EQ(BytesOf(layer.weights[slot].down), BytesOf(expected->down));
+      }
+    }
+  }
+}
+
+TEST_F(ExpertShardTest, MapsItsOwnExpertsAndNothingElse) {
+  for (const int workers : {1, 2, 4, 6}) {
+    const Placement placement = *LinearPlacement(Shape(workers));
+    std::uint64_t all = 0;
+    for (int worker = 0; worker < workers; ++worker) {
+      std::uint64_t own = 0;
+      for (const LayerPlacement& layer : placement.layers)
+        for (const int expert : layer.slots[static_cast<std::size_t>(worker)]) own += StoredBytes(layer.layer, expert);
+      const Loaded loaded = Load(placement, worker);
+      EXPECT_EQ(loaded.mapped_bytes, own) << "worker " << worker << " of " << workers;
+      all += loaded.mapped_bytes;
+    }
+    EXPECT_EQ(all, StoredBytes(0, 0) * 6 * 3) << "together every expert, once";
+  }
+}
+
+TEST_F(ExpertShardTest, CountsItsParametersAndBytes) {
+  const std::uint64_t per_expert = 3 * 56 * 44;  // gate, up and down of hidden 56, intermediate 44
+  for (const int workers : {1, 4}) {
+    const Placement placement = *LinearPlacement(Shape(workers));
+    std::uint64_t parameters = 0;
+    for (int worker = 0; worker < workers; ++worker) {
+      const Loaded loaded = Load(placement, worker);
+      std::uint64_t slots = 0;
+      std::uint64_t bytes = 0;
+      for (const ExpertShard::Layer& layer : loaded.shard.layers()) {
+        slots += layer.experts.size();
+        for (const MlpWeights& weights : layer.weights) bytes += weights.gate_up.bytes() + weights.down.bytes();
+      }
+      EXPECT_EQ(loaded.shard.parameters(), slots * per_expert);
+      EXPECT_EQ(loaded.shard.bytes(), bytes);
+      parameters += loaded.shard.parameters();
+    }
+    EXPECT_EQ(parameters, 6 * 3 * per_expert);
+  }
+}
+
+TEST_F(EightExperts, OnSevenWorkersGiveOneOfThemTwo) {
+  const Placement placement = *LinearPlacement(Shape(7));
+  const std::uint64_t expert = StoredBytes(0, 0);
+  std::set<int> hosted;
+  for (int worker = 0; worker < 7; ++worker) {
+    const Loaded loaded = Load(placement, worker);
+    const std::size_t slots = worker == 0 ? 2 : 1;
+    for (const ExpertShard::Layer& layer : loaded.shard.layers()) {
+      EXPECT_EQ(layer.experts.size(), slots);
+      hosted.insert(layer.experts.begin(), layer.experts.end());
+    }
+    EXPECT_EQ(loaded.mapped_bytes, 4 * slots * expert);
+    EXPECT_EQ(loaded.shard.parameters(), 4 * slots * 3 * 128 * 256);
+  }
+  EXPECT_EQ(hosted.size(), 8u);
+}
+
+TEST_F(EightExperts, OnTenWorkersLeaveTwoIdle) {
+  const Placement placement = *RoundRobinPlacement(Shape(10));
+  for (const int worker : {8, 9}) {
+    const Loaded idle = Load(placement, worker);
+    EXPECT_EQ(idle.mapped_bytes, 0u);
+    EXPECT_EQ(idle.shard.parameters(), 0u);
+    EXPECT_EQ(idle.shard.bytes(), 0u);
+    ASSERT_EQ(idle.shard.layers().size(), 4u) << "layers are known though nothing of them is here";
+    ASSERT_NE(idle.shard.Find(2), nullptr);
+    EXPECT_TRUE(idle.shard.Find(2)->experts.empty());
+  }
+  EXPECT_GT(Load(placement, 7).mapped_bytes, 0u);
+}
+
+TEST_F(ExpertShardTest, ReplicasAreLoadedWhereTheyArePlaced) {
+  const Placement placement = *LinearPlacement(Shape(3, 6));  // every expert on two workers
+  std::uint64_t parameters = 0;
+  for (int worker = 0; worker < 3; ++worker) {
+    const Loaded loaded = Load(placement, worker);
+    std::size_t slots = 0;
+    for (const LayerPlacement& layer : placement.layers) slots += layer.slots[static_cast<std::size_t>(worker)].size();
+    EXPECT_EQ(loaded.mapped_bytes, StoredBytes(0, 0) * slots);
+    parameters += loaded.shard.parameters();
+  }
+  EXPECT_EQ(parameters, 2 * CountParameters(config_).by_part[static_cast<std::size_t>(ModelPart::kExperts)]);
+}
+
+TEST_F(ExpertShardTest, LayersMayBePlacedDifferently) {
+  const Placement placement{
+      .generation = 9,
+      .num_experts = 6,
+      .workers = 2,
+      .layers = {{0, {{5, 0}, {1, 2, 3, 4}}}, {1, {{}, {0, 1, 2, 3, 4, 5}}}, {2, {{3}, {0, 1, 2, 4, 5}}}}};
+  ASSERT_TRUE(CheckPlacement(placement, Shape(2)).ok());
+  const Loaded loaded = Load(placement, 0);
+  EXPECT_EQ(loaded.shard.generation(), 9u);
+  EXPECT_EQ(loaded.shard.Find(0)->experts, (std::vector<int>{5, 0}));
+  EXPECT_TRUE(loaded.shard.Find(1)->experts.empty());
+  EXPECT_EQ(loaded.shard.Find(2)->experts, (std::vector<int>{3}));
+  EXPECT_EQ(loaded.mapped_bytes, StoredBytes(0, 5) + StoredBytes(0, 0) + StoredBytes(2, 3));
+}
+
+TEST_F(ExpertShardTest, FindsLayersByTheirAbsoluteIndex) {
+  const Placement placement{.num_experts = 6, .workers = 1, .layers = {{0, {{1}}}, {2, {{4}}}}};
+  const Loaded loaded = Load(placement, 0);
+  EXPECT_EQ(loaded.shard.Find(0)->layer, 0);
+  EXPECT_EQ(loaded.shard.Find(2)->layer, 2);
+  EXPECT_EQ(loaded.shard.Find(1), nullptr) << "not sparse";
+  EXPECT_EQ(loaded.shard.Find(3), nullptr);
+  EXPECT_EQ(loaded.shard.Find(0xffffffff), nullptr);
+}
+
+TEST_F(ExpertShardTest, ThreadsDoNotChangeTheWeights) {
+  const Placement placement = *LinearPlacement(Shape(1));
+  const Loaded one = Load(placement, 0, 1);
+  const Loaded four = Load(placement, 0, 4);
+  EXPECT_EQ(one.mapped_bytes, four.mapped_bytes);
+  for (std::size_t i = 0; i < one.shard.layers().size(); ++i) {
+    for (std::size_t slot = 0; slot < 6; ++slot) {
+      EXPECT_EQ(BytesOf(one.shard.layers()[i].weights[slot].gate_up),
+                BytesOf(four.shard.layers()[i].weights[slot].gate_up));
+      EXPECT_EQ(BytesOf(one.shard.layers()[i].weights[slot].down), BytesOf(four.shard.layers()[i].weights[slot].down));
+    }
+  }
+}
+
+TEST_F(ExpertShardTest, TheFirstSlotThatFailsIsTheError) {
+  const Placement placement{.num_experts = 6, .workers = 1, .layers = {{0, {{0, 71, 1, 72}}}, {1, {{73}}}}};
+  for (int i = 0; i < 20; ++i) {
+    const Status status = LoadFailure(placement, 0);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(status.message(), AllOf(HasSubstr("expert 71"), HasSubstr("layer 0")));
+  }
+}
+
+}  // namespace
+}  // namespace moe

@@ -1,0 +1,427 @@
+// The worker's loop over the in-process transport, with real experts behind it.
+#include "experts/worker.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernels/weight_type.h"
+#include "tests/kernels/kernel_cases.h"
+#include "transport/fault_injection.h"
+#include "transport/in_process.h"
+
+namespace moe {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using Pairs = std::vector<DispatchPair>;
+
+constexpr std::size_t kHidden = 56;
+constexpr std::size_t kMaxPairs = 32;
+constexpr std::uint32_t kLayer = 1;
+constexpr std::uint64_t kGeneration = 7;
+constexpr TransportLimits kLimits{
+    .max_request_bytes = 64 * 1024, .max_reply_bytes = kMaxControlBytes, .max_exchanges = 2};
+
+Deadline Generous() { return After(std::chrono::minutes(2)); }
+
+/// Experts 3, 0 and 5 of layer 1 of a golden model, one slot of layer 2, none of layer 0.
+Placement TestPlacement() {
+  return {.generation = kGeneration,
+          .num_experts = 6,
+          .workers = 1,
+          .layers = {{0, {{}}}, {static_cast<int>(kLayer), {{3, 0, 5}}}, {2, {{1}}}}};
+}
+
+ExpertShard LoadShard(ThreadPool& pool) {
+  const std::filesystem::path folder = std::filesystem::path(MOE_SOURCE_DIR) / "tests/goldens/mixtral";
+  const Result<ModelConfig> config = ReadModelConfig(folder);
+  const Result<Checkpoint> checkpoint = Checkpoint::Open(folder);
+  return *ExpertShard::Load(*config, *checkpoint, TestPlacement(), WorkerId(0), WeightType::kF32, pool);
+}
+
+InProcessEnds MakeEnds(int routers, const TransportLimits& limits, FrameTap* tap) {
+  Result<InProcessEnds> ends = MakeInProcess({.limits = limits, .num_routers = routers, .tap = tap});
+  MOE_CHECK(ends.ok(), ends.status().message());
+  return *std::move(ends);
+}
+
+/// What a router sends: pairs over rows that depend on `seed`.
+struct Request {
+  Pairs pairs;
+  std::uint32_t rows = 1;
+  std::uint32_t seed = 0;
+  std::uint32_t layer = kLayer;
+  std::uint64_t generation = kGeneration;
+  std::uint32_t hidden = kHidden;
+  ExchangeType type = ExchangeType::kF32;
+
+  DispatchShape shape() const {
+    return {.layer = layer,
+            .generation = generation,
+            .rows = rows,
+            .pairs = static_cast<std::uint32_t>(pairs.size()),
+            .hidden = hidden,
+            .type = type};
+  }
+  std::vector<float> Row(std::size_t row) const {
+    return RandomValues(hidden, seed * 1000 + static_cast<std::uint32_t>(row));
+  }
+  std::size_t Write(std::span<std::byte> buffer) const {
+    const DispatchWriter writer(buffer, shape());
+    std::copy(pairs.begin(), pairs.end(), writer.pairs().begin());
+    for (std::size_t row = 0; row < rows; ++row) writer.SetRow(row, Row(row));
+    return writer.bytes();
+  }
+};
+
+/// The reply to the first `bytes` bytes of the exchange's request.
+std::span<const std::byte> Ask(Exchange& exchange, std::size_t bytes) {
+  const std::size_t sizes[] = {bytes};
+  const Status started = exchange.Start(sizes);
+  MOE_CHECK(started.ok(), started.message());
+  const Status done = exchange.Wait(Generous());
+  MOE_CHECK(done.ok(), done.message());
+  return exchange.reply(WorkerId(0));
+}
+
+class WorkerTest : public ::testing::Test {
+ protected:
+  WorkerTest() : pool_(1), shard_(LoadShard(pool_)) {
+    reference_ = MakeCpuExpertBackend(SimdKernels(), pool_, {.max_rows = 1, .intermediate = 44});
+  }
+  ~WorkerTest() override { (void)Stop(); }
+
+  /// Runs the loop on a thread of its own, or ServeFailure when `failure` is one.
+  void Start(int routers = 1, TransportLimits limits = kLimits, Status failure = {}, FrameTap* tap = nullptr) {
+    InProcessEnds ends = MakeEnds(routers, limits, tap);
+    routers_ = std::move(ends.routers);
+    exchange_ = router(0).MakeExchange();
+    thread_ = std::thread([this, failure, endpoint = std::move(ends.workers[0])]() mutable {
+      ThreadPool pool(2);
+      const auto backend = MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = kMaxPairs, .intermediate = 44});
+      Worker worker({.hidden = kHidden, .max_pairs = kMaxPairs}, description_, shard_, *backend, totals_,
+                    [this](const DispatchFigures& figures) { observed_.push_back(figures); });
+      result_ = failure.ok() ? worker.Run(*endpoint) : ServeFailure(*endpoint, failure);
+      endpoint.reset();
+    });
+  }
+
+  /// Closes the routers' ends and gives what the loop returned.
+  Status Stop() {
+    exchange_.reset();
+    routers_.clear();
+    return Join();
+  }
+  Status Join() {
+    if (thread_.joinable()) thread_.join();
+    return result_;
+  }
+
+  Transport& router(std::size_t r) { return *routers_[r]; }
+
+  /// What the expert in `slot` makes of a row that has travelled there and back.
+  std::vector<float> Expected(const Request& request, const DispatchPair& pair) const {
+    const auto travel = [&](std::vector<float>& values) {
+      if (request.type == ExchangeType::kBf16)
+        for (float& value : values) value = Bf16ToF32(F32ToBf16(value));
+    };
+    std::vector<float> in = request.Row(pair.row);
+    travel(in);
+    const ExpertShard::Layer& all = *shard_.Find(request.layer);
+    std::vector<std::uint32_t> offsets(all.experts.size() + 1, 0);
+    for (std::size_t slot = pair.slot; slot < all.experts.size(); ++slot) offsets[slot + 1] = 1;
+    std::vector<float> out(kHidden);
+    reference_->Run(all, {.offsets = offsets,
+                          .in = MatrixView<const float>(in.data(), 1, kHidden),
+                          .out = MatrixView<float>(out.data(), 1, kHidden)});
+    travel(out);
+    return out;
+  }
+
+  void ExpectRightReply(std::span<const std::byte> payload, const Request& request) const {
+    const Result<DispatchReplyReader> reply = DispatchReplyReader::Parse(payload, request.shape());
+    ASSERT_TRUE(reply.ok()) << reply.status().message();
+    std::vector<float> row(kHidden);
+    for (std::size_t i = 0; i < request.pairs.size(); ++i) {
+      reply->GetRow(i, row);
+      ASSERT_TRUE(SameBits(row, Expected(request, request.pairs[i]))) << "pair " << i;
+    }
+  }
+  void ExpectServed(const Request& request) {
+    ExpectRightReply(Ask(*exchange_, request.Write(exchange_->request(WorkerId(0)))), request);
+  }
+
+  /// The words of the failure that answers `request`, after `spoil` had its way with the payload; the loop goes on.
+  template <typename Spoil>
+  std::string Refusal(const Request& request, Spoil&& spoil) {
+    const std::span<std::byte> buffer = exchange_->request(WorkerId(0));
+    const std::size_t bytes = spoil(buffer, request.Write(buffer));
+    const Status status = DispatchReplyReader::Parse(Ask(*exchange_, bytes), request.shape()).status();
+    EXPECT_EQ(status.code(), StatusCode::kInternal);
+    ExpectServed({.pairs = {{.row = 0, .slot = 1}}});
+    return status.message();
+  }
+  std::string Refusal(const Request& request) {
+    return Refusal(request, [](std::span<std::byte>, std::size_t bytes) { return bytes; });
+  }
+
+  ThreadPool pool_;  // of the test itself
+  const ExpertShard shard_;
+  std::unique_ptr<ExpertBackend> reference_;
+  WorkerDescription description_{.host = "here", .pid = 42, .kernel_target = "avx9", .threads = 2};
+  WorkerTotals totals_;
+  std::vector<DispatchFigures> observed_;  // read after Stop
+  std::vector<std::unique_ptr<Transport>> routers_;
+  std::unique_ptr<Exchange> exchange_;
+  std::thread thread_;
+  Status result_;
+};
+
+TEST_F(WorkerTest, AnswersOneRowPerPairInTheOrderOfThePairs) {
+  Start();
+  for (const ExchangeType type : {ExchangeType::kF32, ExchangeType::kBf16}) {
+    ExpectServed({.pairs = {{.row = 0, .slot = 0}}, .type = type});
+    ExpectServed({.pairs = {{0, 2, 0}, {0, 0, 0}, {0, 1, 0}}, .type = type});
+    ExpectServed(
+        {.pairs = {{3, 2, 0}, {0, 0, 0}, {1, 2, 0}, {0, 2, 0}, {2, 1, 0}, {3, 0, 0}}, .rows = 4, .type = type});
+    ExpectServed({.pairs = {{1, 1, 0}, {1, 1, 0}}, .rows = 2, .type = type});  // the same twice, and a row unasked for
+  }
+}
+
+TEST_F(WorkerTest, ServesEveryLayerThatItHasAPartOf) {
+  Start();
+  ExpectServed({.pairs = {{0, 0, 0}, {1, 0, 0}}, .rows = 2, .layer = 2});
+  ExpectServed({.pairs = {{0, 1, 0}}, .layer = 1});
+}
+
+TEST_F(WorkerTest, RandomDispatchesUpToTheLimitAreAllRight) {
+  Start();
+  std::mt19937 random(3);
+  for (std::uint32_t i = 0; i < 200; ++i) {
+    Request request{.rows = 1 + static_cast<std::uint32_t>(random() % 20), .seed = i};
+    const std::size_t pairs = i % 10 == 0 ? kMaxPairs : random() % (kMaxPairs + 1);
+    for (std::size_t p = 0; p < pairs; ++p)
+      request.pairs.push_back({.row = static_cast<std::uint32_t>(random() % request.rows),
+                               .slot = static_cast<std::uint32_t>(random() % 3)});
+    ASSERT_NO_FATAL_FAILURE(ExpectServed(request));
+  }
+}
+
+TEST_F(WorkerTest, GateWeightsDoNotScaleTheRows) {
+  Start();
+  ExpectServed({.pairs = {{.row = 0, .slot = 1, .weight = 0.25f}, {.row = 0, .slot = 1, .weight = -3}}});
+}
+
+TEST_F(WorkerTest, AnUnknownGenerationIsNamed) {
+  Start();
+  EXPECT_THAT(Refusal({.pairs = {{0, 0, 0}}, .generation = 8}),
+              AllOf(HasSubstr("generation 8"), HasSubstr("unknown"), HasSubstr("7")));
+  EXPECT_THAT(Refusal({.pairs = {{0, 0, 0}}, .generation = 0}), HasSubstr("generation 0"));
+}
+
+TEST_F(WorkerTest, ALayerWithoutExpertsIsNamed) {
+  Start();
+  EXPECT_THAT(Refusal({.pairs = {{0, 0, 0}}, .layer = 3}), HasSubstr("layer 3"));
+  EXPECT_THAT(Refusal({.pairs = {{0, 0, 0}}, .layer = 0xffffffff}), HasSubstr("layer 4294967295"));
+}
+
+TEST_F(WorkerTest, ASlotThatIsNotThereIsNamed) {
+  Start();
+  EXPECT_THAT(Refusal({.pairs = {{0, 2, 0}, {0, 3, 0}}}),
+              AllOf(HasSubstr("layer 1"), HasSubstr("slot 3"), HasSubstr("there are 3")));
+  EXPECT_THAT(Refusal({.pairs = {{0, 0xffffffff, 0}}}), HasSubstr("slot 4294967295"));
+  EXPECT_THAT(Refusal({.pairs = {{0, 0, 0}}, .layer = 0}), HasSubstr("there are 0")) << "idle in this layer";
+}
+
+TEST_F(WorkerTest, ARowThatIsNotThereIsNamed) {
+  Start();
+  EXPECT_THAT(Refusal({.pairs = {{0, 0, 0}, {2, 0, 0}}, .rows = 2}), AllOf(HasSubstr("2 rows"), HasSubstr("row 2")));
+}
+
+TEST_F(WorkerTest, RowsOfAnotherWidthAreNamed) {
+  Start();
+  EXPECT_THAT(Refusal({.pairs = {{0, 0, 0}}, .hidden = 64}), AllOf(HasSubstr("64"), HasSubstr("56")));
+}
+
+TEST_F(WorkerTest, MorePairsThanTheLimitAreNamed) {
+  Start();
+  EXPECT_THAT(Refusal({.pairs = Pairs(kMaxPairs + 1)}), AllOf(HasSubstr("33 pairs"), HasSubstr("limit of 32")));
+}
+
+TEST_F(WorkerTest, AReplyThatDoesNotFitIsNamed) {
+  TransportLimits limits = kLimits;
+  limits.max_reply_bytes = 1000;  // 4 rows of 224 bytes and a header
+  Start(1, limits);
+  ExpectServed({.pairs = Pairs(4)});
+  EXPECT_THAT(Refusal({.pairs = Pairs(5)}), AllOf(HasSubstr("reply of 1184 bytes"), HasSubstr("limit of 1000")));
+}
+
+TEST_F(WorkerTest, GarbledPayloadsAreAnsweredWithAFailure) {
+  Start();
+  const Request good{.pairs = {{0, 0, 0}, {1, 1, 0}}, .rows = 2};
+  const auto put = [](std::size_t offset, std::uint32_t word) {
+    return [offset, word](std::span<std::byte> buffer, std::size_t bytes) {
+      std::memcpy(buffer.data() + offset, &word, sizeof(word));
+      return bytes;
+    };
+  };
+  EXPECT_THAT(Refusal(good, put(0, 99)), HasSubstr("version 99"));
+  EXPECT_THAT(Refusal(good, put(4, 17)), HasSubstr("kind 17"));
+  EXPECT_THAT(Refusal(good, put(24, 3)), HasSubstr("type 3"));
+  EXPECT_THAT(Refusal(good, put(12, 1'000'000)), HasSubstr("1000000 rows"));
+  for (const std::size_t cut : {std::size_t{1}, std::size_t{39}, std::size_t{41}, std::size_t{100}})
+    Refusal(good, [cut](std::span<std::byte>, std::size_t) { return cut; });
+  std::mt19937 random(5);
+  for (int i = 0; i < 500; ++i) {
+    const std::span<std::byte> buffer = exchange_->request(WorkerId(0));
+    const std::size_t bytes = good.Write(buffer);
+    for (int flips = 0; flips < 3; ++flips) buffer[random() % 64] ^= static_cast<std::byte>(1 + random() % 255);
+    if (buffer[4] == std::byte{3} && buffer[5] == std::byte{0}) continue;  // a right shutdown
+    EXPECT_FALSE(Ask(*exchange_, bytes).empty());
+  }
+  ExpectServed(good);
+}
+
+TEST_F(WorkerTest, SaysWhoItIs) {
+  Start();
+  const auto reply = Ask(*exchange_, WriteControl(exchange_->request(WorkerId(0)), MessageKind::kDescribe));
+  const Result<WorkerDescription> description = ParseDescription(reply);
+  ASSERT_TRUE(description.ok()) << description.status().message();
+  EXPECT_EQ(description->host, "here");
+  EXPECT_EQ(description->pid, 42u);
+  EXPECT_EQ(description->kernel_target, "avx9");
+  EXPECT_EQ(description->threads, 2u);
+  ExpectServed({.pairs = {{0, 0, 0}}});
+}
+
+TEST_F(WorkerTest, ShutdownIsAnsweredAndEndsTheLoop) {
+  Start();
+  EXPECT_TRUE(
+      ParseControlReply(Ask(*exchange_, WriteControl(exchange_->request(WorkerId(0)), MessageKind::kShutdown))).ok());
+  EXPECT_TRUE(Join().ok()) << "while its router is still attached";
+}
+
+TEST_F(WorkerTest, EndsWellWhenNoRouterIsLeft) {
+  Start(2);
+  ExpectServed({.pairs = {{0, 0, 0}}});
+  EXPECT_TRUE(Stop().ok());
+}
+
+TEST_F(WorkerTest, CountsWhatItHasDone) {
+  Start();
+  const Request request{.pairs = {{0, 0, 0}, {1, 1, 0}, {1, 2, 0}}, .rows = 2};
+  ExpectServed(request);
+  ExpectServed(request);
+  EXPECT_EQ(totals_.exchanges, 2u);
+  EXPECT_EQ(totals_.rows, 6u) << "(token, expert) pairs";
+  EXPECT_EQ(totals_.received_bytes, 2 * DispatchBytes(request.shape()));
+  EXPECT_EQ(totals_.sent_bytes, 2 * DispatchReplyBytes(request.shape()));
+  const std::uint64_t busy_ns = totals_.busy_ns;
+  EXPECT_GT(busy_ns, 0u);
+  // What is refused, or only asks who it is, is no exchange of rows.
+  Ask(*exchange_, WriteControl(exchange_->request(WorkerId(0)), MessageKind::kDescribe));
+  const Request bad{.pairs = {{0, 9, 0}}};
+  Ask(*exchange_, bad.Write(exchange_->request(WorkerId(0))));
+  EXPECT_EQ(totals_.exchanges, 2u);
+  EXPECT_EQ(totals_.rows, 6u);
+  EXPECT_EQ(totals_.received_bytes, 2 * DispatchBytes(request.shape()));
+
+  ASSERT_TRUE(Stop().ok());
+  ASSERT_EQ(observed_.size(), 2u);
+  double busy_seconds = 0;
+  for (const DispatchFigures& figures : observed_) {
+    EXPECT_EQ(figures.rows, 3u);
+    EXPECT_GT(figures.ffn_seconds, 0);
+    EXPECT_GE(figures.busy_seconds, figures.ffn_seconds * 0.999) << "counted in whole nanoseconds";
+    busy_seconds += figures.busy_seconds;
+  }
+  EXPECT_NEAR(busy_seconds, static_cast<double>(busy_ns) * 1e-9, 1e-12);
+}
+
+TEST_F(WorkerTest, TheReplyCarriesTheBusyTimeThatIsCounted) {
+  Start();
+  const Request request{.pairs = {{0, 0, 0}}};
+  const auto reply = Ask(*exchange_, request.Write(exchange_->request(WorkerId(0))));
+  EXPECT_EQ(DispatchReplyReader::Parse(reply, request.shape())->busy_ns(), totals_.busy_ns);
+}
+
+TEST_F(WorkerTest, SeveralRoutersGetTheirOwnRows) {
+  constexpr std::uint32_t kRouters = 3;
+  Start(kRouters);
+  std::vector<std::vector<float>> replies[kRouters];
+  std::vector<std::thread> threads;
+  for (std::uint32_t r = 0; r < kRouters; ++r) {
+    threads.emplace_back([&, r] {
+      std::unique_ptr<Exchange> own = r == 0 ? nullptr : router(r).MakeExchange();
+      Exchange& exchange = r == 0 ? *exchange_ : *own;
+      for (std::uint32_t i = 0; i < 60; ++i) {
+        const Request request{.pairs = {{1, i % 3, 0}, {0, (i + r) % 3, 0}}, .rows = 2, .seed = 1 + 100 * r + i};
+        const auto payload = Ask(exchange, request.Write(exchange.request(WorkerId(0))));
+        const Result<DispatchReplyReader> reply = DispatchReplyReader::Parse(payload, request.shape());
+        ASSERT_TRUE(reply.ok());
+        replies[r].push_back(std::vector<float>(2 * kHidden));
+        for (std::size_t p = 0; p < 2; ++p)
+          reply->GetRow(p, std::span(replies[r].back()).subspan(p * kHidden, kHidden));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (std::uint32_t r = 0; r < kRouters; ++r) {
+    ASSERT_EQ(replies[r].size(), 60u);
+    for (std::uint32_t i = 0; i < 60; ++i) {
+      const Request request{.pairs = {{1, i % 3, 0}, {0, (i + r) % 3, 0}}, .rows = 2, .seed = 1 + 100 * r + i};
+      for (std::size_t p = 0; p < 2; ++p)
+        EXPECT_TRUE(
+            SameBits(std::span(replies[r][i]).subspan(p * kHidden, kHidden), Expected(request, request.pairs[p])));
+    }
+  }
+  EXPECT_EQ(totals_.exchanges, kRouters * 60);
+}
+
+// The transport refuses the frame and tells its router, whose end fails; the worker has other routers to serve.
+TEST_F(WorkerTest, AWrongFrameOfOneRouterDoesNotEndTheService) {
+  FaultInjector injector({{.kind = FaultKind::kCorruptRequestLength, .worker = WorkerId(0), .exchange = 1}});
+  Start(2, kLimits, {}, &injector);
+  const Request request{.pairs = {{0, 2, 0}}};
+  ExpectServed(request);
+  const std::size_t sizes[] = {request.Write(exchange_->request(WorkerId(0)))};
+  ASSERT_TRUE(exchange_->Start(sizes).ok());
+  EXPECT_EQ(exchange_->Wait(Generous()).code(), StatusCode::kUnavailable);
+
+  const auto other = router(1).MakeExchange();
+  const std::size_t bytes[] = {request.Write(other->request(WorkerId(0)))};
+  ASSERT_TRUE(other->Start(bytes).ok());
+  const Status status = other->Wait(Generous());
+  ASSERT_TRUE(status.ok()) << status.message();
+  ExpectRightReply(other->reply(WorkerId(0)), request);
+}
+
+TEST_F(WorkerTest, OneThatCouldNotLoadTellsEveryoneWhyUntilShutdown) {
+  Start(2, kLimits, NotFound("tensor x is missing"));
+  const auto expect_why = [](const Status& status) {
+    EXPECT_EQ(status.code(), StatusCode::kNotFound);
+    EXPECT_EQ(status.message(), "tensor x is missing");
+  };
+  const auto other = router(1).MakeExchange();
+  for (Exchange* exchange : {exchange_.get(), other.get(), exchange_.get()}) {
+    const std::span<std::byte> buffer = exchange->request(WorkerId(0));
+    expect_why(ParseDescription(Ask(*exchange, WriteControl(buffer, MessageKind::kDescribe))).status());
+    const Request request{.pairs = {{0, 0, 0}}};
+    expect_why(DispatchReplyReader::Parse(Ask(*exchange, request.Write(buffer)), request.shape()).status());
+  }
+  EXPECT_TRUE(
+      ParseControlReply(Ask(*exchange_, WriteControl(exchange_->request(WorkerId(0)), MessageKind::kShutdown))).ok());
+  EXPECT_TRUE(Join().ok());
+}
+
+}  // namespace
+}  // namespace moe
