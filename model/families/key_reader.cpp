@@ -1,7 +1,6 @@
 #include "model/families/key_reader.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 namespace moe {
@@ -12,7 +11,7 @@ std::string Allowed(RealRange range) { return Cat("a number from ", range.min, "
 
 bool Contains(IntRange range, std::int64_t value) { return range.min <= value && value <= range.max; }
 bool Contains(RealRange range, double value) {
-  return std::isfinite(value) && range.min <= value && value <= range.max;
+  return range.min <= value && value <= range.max;  // not a number is in no range
 }
 
 /// The same JSON value; 1 and 1.0 are.
