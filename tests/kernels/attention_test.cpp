@@ -137,12 +137,12 @@ void ExpectNearReference(const Case& c, const Shape& shape, const std::vector<fl
     }
   }
   // A weight is off, relatively, by the error of its score; by u times the range of scores for s - m' and again for the
-  // rescalings, whose exponents add up to no more than the range; by 2 u for exp. Each block rescales (exp and product:
-  // 3 u), and the sums have a rounding for each position. Numerator and denominator alike; then the reciprocal, the
-  // product and the reference.
+  // rescalings, whose exponents add up to no more than the range; and by exp. Each block rescales (exp and product),
+  // and the sums have a rounding for each position. Numerator and denominator alike; then the reciprocal, the product
+  // and the reference.
   const double positions = static_cast<double>(shape.end - shape.begin);
-  const double relative = score_error + kRoundoff * (2 * (highest_score - lowest_score) + 2 +
-                                                     3 * (positions / kPageTokens + 2) + positions);
+  const double relative = score_error + kRoundoff * (2 * (highest_score - lowest_score) + kExpRoundings +
+                                                     (kExpRoundings + 1) * (positions / kPageTokens + 2) + positions);
   const double tolerance = (2 * relative + 3 * kRoundoff) * largest_value * 1.001;
   for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], tolerance) << shape << " value " << i;
 }

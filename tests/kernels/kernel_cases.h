@@ -77,4 +77,7 @@ inline std::string NameOf(const ::testing::TestParamInfo<const Kernels*>& info) 
 /// Half an ulp of 1: the relative error of one rounding of fp32.
 inline constexpr double kRoundoff = 0x1p-24;
 
+/// The relative error of kernels/exp.h in units of kRoundoff (exp_test.cpp).
+inline constexpr double kExpRoundings = 2.1;
+
 }  // namespace moe
