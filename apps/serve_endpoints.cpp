@@ -10,7 +10,7 @@ namespace moe {
 Result<std::unique_ptr<RankMetrics>> RankMetrics::Start(const ServeSetup& setup) {
   std::unique_ptr<RankMetrics> metrics(new RankMetrics());
   const ServeOptions& options = setup.options;
-  if (options.expert_metrics)
+  if (options.expert_metrics && setup.rank == setup.topology.router())
     metrics->experts_ = std::make_unique<MetricsRegistry>(MetricsRegistry::Process::kLeaveOut);
   if (options.metrics_port == 0) return metrics;
   const int port = options.metrics_port ? *options.metrics_port + setup.rank.value() : 0;

@@ -27,7 +27,7 @@ class RankMetrics {
   static Result<std::unique_ptr<RankMetrics>> Start(const ServeSetup& setup);
 
   MetricsRegistry& registry() { return registry_; }
-  /// Null unless --expert-metrics.
+  /// Null unless --expert-metrics, and on workers.
   MetricsRegistry* experts() { return experts_.get(); }
   /// Exports what this rank is and hosts.
   void Describe(const ServeSetup& setup, const Identity& identity);
