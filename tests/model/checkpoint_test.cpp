@@ -81,6 +81,7 @@ TEST(Checkpoint, MapsFromSeveralThreads) {
   std::uint64_t bytes = 0;
   for (const auto& [name, info] : checkpoint->tensors()) bytes += info.bytes;
   std::vector<std::thread> threads;
+  threads.reserve(4);
   for (int i = 0; i < 4; ++i) {
     threads.emplace_back([&] {
       for (const auto& [name, info] : checkpoint->tensors()) EXPECT_EQ(BytesOf(*checkpoint, name).size(), info.bytes);

@@ -3,16 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <bit>
-#include <cstring>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <thread>
 
 #include "core/text.h"
 #include "model/parameter_count.h"
 #include "model/tensor_specs.h"
 #include "tests/model/model_files.h"
+#include "tests/model/stored_values.h"
 
 namespace moe {
 namespace {
@@ -21,88 +19,6 @@ using nlohmann::json;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-
-// An independent reading of checkpoints, to compare with.
-
-std::vector<float> Widen(const std::string& dtype, const std::string& bytes) {
-  std::vector<float> values;
-  const std::size_t width = dtype == "F32" ? 4 : 2;
-  for (std::size_t at = 0; at < bytes.size(); at += width) {
-    std::uint32_t bits = 0;
-    std::memcpy(&bits, bytes.data() + at, width);
-    if (dtype == "F16") {
-      values.push_back(F16ToF32(static_cast<std::uint16_t>(bits)));
-    } else {
-      values.push_back(std::bit_cast<float>(dtype == "BF16" ? bits << 16 : bits));
-    }
-  }
-  return values;
-}
-
-struct StoredFile {
-  std::string bytes;
-  std::uint64_t header_bytes = 0;
-  json header;
-};
-
-std::vector<StoredFile> ReadFiles(const std::filesystem::path& folder) {
-  std::vector<StoredFile> files;
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    const std::string file_name = entry.path().filename().string();
-    if (!file_name.starts_with("model") || !file_name.ends_with(".safetensors")) continue;
-    StoredFile file{.bytes = ReadBytes(entry.path())};
-    std::memcpy(&file.header_bytes, file.bytes.data(), 8);
-    file.header = json::parse(file.bytes.substr(8, file.header_bytes));
-    files.push_back(std::move(file));
-  }
-  return files;
-}
-
-/// The values of a tensor in whichever file of the folder has it. The latest folder stays in memory: files of a folder
-/// must not change between calls.
-std::vector<float> StoredValues(const std::filesystem::path& folder, const std::string& name) {
-  static std::filesystem::path latest;
-  static std::vector<StoredFile> files;
-  if (latest != folder) {
-    files = ReadFiles(folder);
-    latest = folder;
-  }
-  for (const StoredFile& file : files) {
-    if (!file.header.contains(name)) continue;
-    const json& entry = file.header[name];
-    const std::size_t begin = entry["data_offsets"][0];
-    const std::size_t end = entry["data_offsets"][1];
-    return Widen(entry["dtype"], file.bytes.substr(8 + file.header_bytes + begin, end - begin));
-  }
-  ADD_FAILURE() << "no tensor " << name << " in " << folder;
-  return {};
-}
-
-std::vector<float> StoredValues(const std::filesystem::path& folder, const std::vector<std::string>& names) {
-  std::vector<float> values;
-  for (const std::string& name : names) {
-    const std::vector<float> more = StoredValues(folder, name);
-    values.insert(values.end(), more.begin(), more.end());
-  }
-  return values;
-}
-
-float ReadElement(const std::byte* at, WeightType type) {
-  return WeightView{.type = type, .data = at, .rows = 1, .cols = 1}.at(0, 0);
-}
-
-/// All elements, row by row.
-std::vector<float> Unpack(const PackedMatrix& matrix) {
-  std::vector<float> values;
-  for (std::size_t row = 0; row < matrix.rows(); ++row) {
-    const std::byte* panel = matrix.panel(row / PackedMatrix::kPanelWidth);
-    for (std::size_t col = 0; col < matrix.cols(); ++col) {
-      const std::size_t index = col * PackedMatrix::kPanelWidth + row % PackedMatrix::kPanelWidth;
-      values.push_back(ReadElement(panel + index * BytesPerWeight(matrix.type()), matrix.type()));
-    }
-  }
-  return values;
-}
 
 std::vector<float> EmbeddingOf(const DenseWeights& weights) {
   std::vector<float> values;
@@ -237,6 +153,7 @@ TEST(LoadExpertWeights, MapsThatExpertOnly) {
 TEST(LoadExpertWeights, RunsOnSeveralThreads) {
   const Opened model = Open(InRepository("tests/goldens/mixtral"));
   std::vector<std::thread> threads;
+  threads.reserve(4);
   for (int expert = 0; expert < 4; ++expert) {
     threads.emplace_back([&, expert] {
       for (const int layer : model.config.sparse_layers()) {
