@@ -97,25 +97,19 @@ Result<std::vector<SequenceRequest>> ParseScore(const v1::ScoreRequest& message,
   for (int i = 0; i < message.sequences_size(); ++i) {
     const v1::TokenSequence& sequence = message.sequences(i);
     MOE_RETURN_IF_ERROR(CheckTokens(sequence, i, config));
-    const auto length = static_cast<std::uint64_t>(sequence.token_ids_size());
     SequenceRequest request{.kind = SequenceKind::kScore,
                             .index = static_cast<std::uint32_t>(i),
                             .prompt = {sequence.token_ids().begin(), sequence.token_ids().end()},
                             .return_routing = message.return_routing()};
-    std::uint64_t rows = 0;
-    if (message.return_logits() == v1::LOGITS_MODE_LAST) {
-      request.score_logits = ScoreLogits::kLast;
-      rows = 1;
-    } else if (message.return_logits() == v1::LOGITS_MODE_ALL) {
-      request.score_logits = ScoreLogits::kAll;
-      rows = length;
-    }
-    reply_bytes += (length + rows * static_cast<std::uint64_t>(config.vocab_size)) * sizeof(float);
+    if (message.return_logits() == v1::LOGITS_MODE_LAST) request.score_logits = ScoreLogits::kLast;
+    if (message.return_logits() == v1::LOGITS_MODE_ALL) request.score_logits = ScoreLogits::kAll;
+    reply_bytes += SequenceOutput::Bytes(request, config);
     requests.push_back(std::move(request));
   }
   if (reply_bytes > limits.max_reply_bytes)
-    return InvalidArgument("return_logits: the answer would take ", reply_bytes, " bytes, over the limit of ",
-                           limits.max_reply_bytes, "; ask for fewer sequences or positions");
+    return InvalidArgument("return_logits and return_routing: the answer would take ", reply_bytes,
+                           " bytes, over the limit of ", limits.max_reply_bytes,
+                           "; ask for fewer sequences or positions");
   return requests;
 }
 
