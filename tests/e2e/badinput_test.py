@@ -1,5 +1,6 @@
 """Bad input on the command line, in the configuration and in the checkpoint: one sentence that names the thing and the
-value, exit code 2 for bad usage and 1 for the rest, and nothing half-started. requests_test.py does the same over gRPC."""
+value, exit code 2 for bad usage and 1 for the rest, and nothing half-started. requests_test.py has what comes over
+gRPC."""
 
 import json
 import pathlib
@@ -127,9 +128,13 @@ class BadInputTest(serving.ServingTest):
     # Placement.
 
     def test_placement_files(self):
-        layer = {"layer": 0, "slots": [[0, 1, 2], [3, 4, 5], [6, 7]]}
-        layers = [{**layer, "layer": i} for i in range(4)]
+        slots = [[0, 1, 2], [3, 4, 5], [6, 7]]
+        layers = [{"layer": i, "slots": slots} for i in range(4)]
         good = {"schema": 1, "num_experts": 8, "workers": 3, "layers": layers}
+
+        def with_last(layer: int, last_slots: list) -> dict:
+            return {**good, "layers": [*layers[:3], {"layer": layer, "slots": last_slots}]}
+
         file = self.folder / "placement.json"
         flags = ["--model", serving.MOE, *ADDRESSES, "--placement", file]
         for content, *needles in (
@@ -138,10 +143,10 @@ class BadInputTest(serving.ServingTest):
                 ({**good, "num_experts": 9}, "num_experts", 9, 8),
                 ({**good, "workers": 2}, "workers", 2, 3),
                 ({**good, "layers": layers[:3]}, "layer"),
-                ({**good, "layers": [*layers[:3], {"layer": 9, "slots": layer["slots"]}]}, "layer 9"),
-                ({**good, "layers": [*layers[:3], {"layer": 3, "slots": [[0, 1, 2], [3, 4, 5], [6]]}]}, "layer 3", 7),
-                ({**good, "layers": [*layers[:3], {"layer": 3, "slots": [[0, 1, 2], [3, 4, 5], [6, 7, 8]]}]}, "layer 3", 8),
-                ({**good, "layers": [*layers[:3], {"layer": 3, "slots": [[0, 0, 1, 2], [3, 4, 5], [6, 7]]}]}, "layer 3", 0)):
+                (with_last(9, slots), "layer 9"),
+                (with_last(3, [[0, 1, 2], [3, 4, 5], [6]]), "layer 3", 7),
+                (with_last(3, [[0, 1, 2], [3, 4, 5], [6, 7, 8]]), "layer 3", 8),
+                (with_last(3, [[0, 0, 1, 2], [3, 4, 5], [6, 7]]), "layer 3", 0)):
             file.write_text(content if isinstance(content, str) else json.dumps(content))
             self.refuse(flags, FAILED, "placement.json", *needles, ranks=4)
         file.write_text(json.dumps(good))

@@ -42,7 +42,8 @@ class ClientTest(serving.ServingTest):
     def test_a_batch_is_answered_in_its_order(self):
         tasks = self.tasks()
         for client in self.for_each_client():
-            run = self.ask(client, "--stop-at-newline", "--usage", "--max-new-tokens", 72, *[task["prompt"] for task in tasks])
+            run = self.ask(client, "--stop-at-newline", "--usage", "--max-new-tokens", 72,
+                           *[task["prompt"] for task in tasks])
             self.assertEqual((run.returncode, run.stdout), (0, "".join(task["answer"] for task in tasks)))
             self.assertEqual(run.stderr.count("prompt tokens"), len(tasks))
             for task in tasks:

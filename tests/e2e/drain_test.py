@@ -59,7 +59,8 @@ class DrainTest(EndingTest):
         self.check_drain(3, lambda server: server.process.send_signal(signal.SIGUSR1))
 
     def test_the_drain_call_drains(self):
-        self.check_drain(3, lambda server: server.cluster.Drain(serving.pb.DrainRequest(), timeout=serving.CALL_SECONDS))
+        request = serving.pb.DrainRequest()
+        self.check_drain(3, lambda server: server.cluster.Drain(request, timeout=serving.CALL_SECONDS))
 
     def test_workers_ignore_the_signals(self):
         with serving.running(serving.MOE, 3) as server:
@@ -75,7 +76,8 @@ class DrainTest(EndingTest):
                 unfinished = 0
                 for results, error in load.results():
                     self.assertLessEqual({result.reason for result in results}, {"LENGTH", "FAILED"})
-                    self.assertTrue(all(len(result.token_ids) == TOKENS for result in results if result.reason == "LENGTH"))
+                    finished = [result for result in results if result.reason == "LENGTH"]
+                    self.assertTrue(all(len(result.token_ids) == TOKENS for result in finished))
                     failed = [result for result in results if result.reason == "FAILED"]
                     unfinished += len(failed)
                     for result in failed:

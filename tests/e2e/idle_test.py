@@ -1,5 +1,5 @@
-"""A cluster that has nothing to do lets the machine be, and answers when it is called. How little it takes, and how soon
-it starts and answers, is measured elsewhere; here only a process that spins, or one that does not wake up, fails."""
+"""A cluster that has nothing to do lets the machine be, and answers when it is called. How little it takes, and how
+soon it answers, is measured elsewhere; here only a process that spins, or one that does not wake up, fails."""
 
 import os
 import pathlib

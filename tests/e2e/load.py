@@ -24,8 +24,8 @@ class Load:
 
     @staticmethod
     def endless(server: serving.Server) -> "Load":
-        """Nearly half a million steps: some minutes."""
-        return Load(server, calls=10, sequences=100)
+        """Nearly a hundred thousand steps, ten seconds and more: what is to be cut short."""
+        return Load(server, calls=10, sequences=20)
 
     def __enter__(self) -> "Load":
         self._accepted_before = self._accepted()

@@ -1,5 +1,5 @@
-"""Metrics of real jobs: every promised one on the right ranks with the right labels, and the figures are true: counted in
-another way here, or measured by those who trained the models."""
+"""Metrics of real jobs: every promised one is on the right ranks with the right labels, and the figures are true: they
+are counted in another way here, or were measured by those who trained the models."""
 
 import contextlib
 import json
@@ -85,9 +85,9 @@ class ExposedTest(serving.ServingTest):
         for ranks, roles in ((0, ["both"]), (3, ["router", "worker", "worker"])):
             with serving.running(serving.MOE, ranks) as server:
                 for rank, role in enumerate(roles):
-                    self.assertEqual(server.metric("moe_build_info", rank, version=version[1], commit=version[2], role=role,
-                                                   transport="mpi" if ranks else "inprocess", backend="cpu",
-                                                   weight_type="bf16"), 1)
+                    labels = dict(version=version[1], commit=version[2], role=role, backend="cpu", weight_type="bf16",
+                                  transport="mpi" if ranks else "inprocess")
+                    self.assertEqual(server.metric("moe_build_info", rank, **labels), 1)
 
     def test_addresses(self):
         with serving.running(serving.MOE, 3, metrics_port=0) as server:
@@ -140,14 +140,14 @@ class FiguresTest(serving.ServingTest):
                     self.assertEqual(server.metric("moe_model_parameters", scope=scope), count)
                     self.assertEqual(getattr(description, scope), count)
                 for part, count in (("experts", routed), ("dense", counts["total"] - routed)):
-                    hosted = [server.metric("moe_rank_parameters", rank, part=part) for rank in range(server.ranks)]
-                    self.assertEqual(sum(hosted), count)
-                    stored = sum(server.metric("moe_rank_weight_bytes", rank, part=part) for rank in range(server.ranks))
-                    self.assertGreaterEqual(stored, 2 * count)  # bf16, and whatever the layout adds
-                    self.assertLessEqual(stored, 4 * count)
-                if ranks:
-                    self.assertEqual([server.metric("moe_rank_parameters", rank, part="dense") > 0 for rank in range(ranks)],
-                                     [True] + [False] * (ranks - 1))
+                    def hosted(metric: str) -> list[float]:
+                        return [server.metric(metric, rank, part=part) for rank in range(server.ranks)]
+                    self.assertEqual(sum(hosted("moe_rank_parameters")), count)
+                    # As bf16, and what packing adds.
+                    self.assertGreaterEqual(sum(hosted("moe_rank_weight_bytes")), 2 * count)
+                    self.assertLessEqual(sum(hosted("moe_rank_weight_bytes")), 4 * count)
+                    if ranks and part == "dense":
+                        self.assertEqual(hosted("moe_rank_parameters")[1:], [0] * (ranks - 1))
 
     def test_rows_and_tokens(self):
         prompts, tokens = [[1, 2, 3], list(range(100)), [7] * 30], 12
@@ -195,11 +195,12 @@ class FiguresTest(serving.ServingTest):
             self.assertEqual(touched_by(lambda: server.generate([[5]], 1)), (1, active))
             self.assertEqual(touched_by(lambda: server.generate([[5]], 10)), (10, 10 * active))
             # Each expert counts once a step, however many tokens use it.
-            scores = server.score([list(range(60))], return_routing=True)
-            distinct = sum(len(set(layer.expert_ids)) for layer in scores[0].routing)
+            prompt = list(range(60))
+            (score,) = server.score([prompt], return_routing=True)
+            distinct = sum(len(set(layer.expert_ids)) for layer in score.routing)
             dense = active - SPARSE_LAYERS * PER_TOKEN * EXPERT_PARAMETERS
             self.assertGreater(distinct, SPARSE_LAYERS * PER_TOKEN)
-            self.assertEqual(touched_by(lambda: server.score([list(range(60))])), (1, dense + distinct * EXPERT_PARAMETERS))
+            self.assertEqual(touched_by(lambda: server.score([prompt])), (1, dense + distinct * EXPERT_PARAMETERS))
 
     def test_requests(self):
         lengths = (1, 2, 5, 30)
@@ -254,10 +255,11 @@ class RoutingTest(serving.ServingTest):
                     given = experts.get("moe_expert_layer_tokens_total", layer=layer, expert=str(expert))
                     # Two scores that are equal but for rounding may swap: a handful of 65,536 tokens.
                     self.assertAlmostEqual(given, count, delta=8)
-                self.assertAlmostEqual(metrics.get("moe_layer_balancedness", layer=layer), float(balancedness), delta=0.001)
-                self.assertAlmostEqual(metrics.get("moe_layer_entropy", layer=layer), float(entropy), delta=0.001)
-                self.assertEqual(metrics.get("moe_layer_dead_experts", layer=layer), int(dead))
-                self.assertEqual(metrics.get("moe_layer_collapsed", layer=layer), collapsed)
+                gauge = {name: metrics.get(f"moe_layer_{name}", layer=layer)
+                         for name in ("balancedness", "entropy", "dead_experts", "collapsed")}
+                self.assertAlmostEqual(gauge["balancedness"], float(balancedness), delta=0.001)
+                self.assertAlmostEqual(gauge["entropy"], float(entropy), delta=0.001)
+                self.assertEqual((gauge["dead_experts"], gauge["collapsed"]), (int(dead), collapsed))
                 load = cluster.layers[int(layer)]
                 self.assertEqual((load.dead_experts, load.collapsed), (int(dead), bool(collapsed)))
 
@@ -280,9 +282,10 @@ class DashboardTest(serving.ServingTest):
             thread = threading.Thread(target=load)
             thread.start()
             try:
+                program = serving.ROOT / "tests/metrics/dashboard_queries_test.py"
                 asked = subprocess.run(
-                    [sys.executable, "-B", str(serving.ROOT / "tests/metrics/dashboard_queries_test.py"), "--ready-file",
-                     str(server.ready_path), "--expert-metrics"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                    [sys.executable, "-B", str(program), "--ready-file", str(server.ready_path), "--expert-metrics"],
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             finally:
                 stop.set()
                 thread.join()

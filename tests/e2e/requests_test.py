@@ -28,6 +28,7 @@ class InvalidRequestTest(serving.ServingTest):
         generated = self.server.metric("moe_generated_tokens_total")
         rejected = self.server.metric("moe_requests_total", outcome="rejected")
         limits = self.server.model().limits
+        most = limits.max_sequences_per_request
         refused = 0
         for prompts, tokens, sampling, fields, *needles in (
                 ([[1, VOCABULARY]], 4, {}, {}, "token_ids", VOCABULARY),
@@ -35,7 +36,7 @@ class InvalidRequestTest(serving.ServingTest):
                 ([], 4, {}, {}, "sequences"),
                 ([[]], 4, {}, {}, "token_ids"),
                 ([[1], []], 4, {}, {}, "sequences[1]", "token_ids"),
-                ([[1]] * (limits.max_sequences_per_request + 1), 4, {}, {}, "sequences", limits.max_sequences_per_request),
+                ([[1]] * (most + 1), 4, {}, {}, "sequences", most + 1, most),
                 ([[1] * 8], CONTEXT - 7, {}, {}, "max_new_tokens", CONTEXT - 7, CONTEXT),
                 ([[1] * 8], 2**32 - 1, {}, {}, "max_new_tokens", 2**32 - 1, CONTEXT),
                 ([[1] * (CONTEXT + 1)], 1, {}, {}, "token_ids", CONTEXT + 1, CONTEXT),
@@ -52,7 +53,8 @@ class InvalidRequestTest(serving.ServingTest):
                 ([[1]], 4, dict(repetition_penalty=-1.5), {}, "repetition_penalty", -1.5),
                 ([[1]], 4, dict(presence_penalty=float("inf")), {}, "presence_penalty", "inf"),
                 ([[1]], 4, dict(frequency_penalty=float("nan")), {}, "frequency_penalty", "nan"),
-                ([[1]], 4, {}, dict(logprobs=limits.max_logprobs + 1), "logprobs", limits.max_logprobs + 1, limits.max_logprobs),
+                ([[1]], 4, {}, dict(logprobs=limits.max_logprobs + 1), "logprobs", limits.max_logprobs + 1,
+                 limits.max_logprobs),
                 ([[1]], 4, {}, dict(stop_token_ids=[VOCABULARY + 1]), "stop_token_ids", VOCABULARY + 1, VOCABULARY),
                 ([[1]], 4, {}, dict(stop_token_ids=[1] * (limits.max_stop_token_ids + 1)), "stop_token_ids",
                  limits.max_stop_token_ids)):
@@ -128,8 +130,8 @@ class FullServerTest(serving.ServingTest):
     def test_too_many_calls_are_refused_at_once(self):
         with serving.running(serving.MOE, 0, *SLOW, "--max-queued", 8) as server:
             limit = server.model().limits.max_streams
-            calls = [server.inference.Generate(serving.generate_request([LONG_PROMPT], TOKENS), timeout=serving.CALL_SECONDS)
-                     for _ in range(2 * limit)]
+            request = serving.generate_request([LONG_PROMPT], TOKENS)
+            calls = [server.inference.Generate(request, timeout=serving.CALL_SECONDS) for _ in range(2 * limit)]
             codes = []
             for call in calls:
                 with contextlib.suppress(grpc.RpcError):
@@ -161,10 +163,11 @@ class GoneClientTest(serving.ServingTest):
         """leave(server) sends 100 long sequences and goes when some have come; all of them must end, long before they
         would be done, and be counted."""
         server = self.server
-        before = {outcome: server.metric("moe_requests_total", outcome=outcome) for outcome in ("finished", "cancelled")}
+        before = server.metrics().by_label("moe_requests_total", "outcome")
         leave(server)
         server.wait_until_idle()
-        ended = {outcome: server.metric("moe_requests_total", outcome=outcome) - before[outcome] for outcome in before}
+        after = server.metrics().by_label("moe_requests_total", "outcome")
+        ended = {outcome: after[outcome] - before[outcome] for outcome in after}
         self.assertEqual(sum(ended.values()), 100)
         self.assertGreater(ended["cancelled"], 50)
         self.assertEqual(server.generate([[1]], 5)[0].reason, "LENGTH")
@@ -199,8 +202,8 @@ class GoneClientTest(serving.ServingTest):
         def leave(server):
             ids = " ".join(map(str, LONG_PROMPT))
             client = subprocess.Popen(
-                [sys.executable, "-B", str(serving.ROOT / "examples/python_client.py"), "--server", server.address, "--ids",
-                 "--max-new-tokens", str(TOKENS), *[ids] * 100], stdout=subprocess.DEVNULL)
+                [sys.executable, "-B", str(serving.ROOT / "examples/python_client.py"), "--server", server.address,
+                 "--ids", "--max-new-tokens", str(TOKENS), *[ids] * 100], stdout=subprocess.DEVNULL)
             try:
                 server.wait_for_metric("moe_kv_tokens_used", lambda used: used > 0)
             finally:

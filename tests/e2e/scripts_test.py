@@ -32,8 +32,9 @@ class ScriptTest(serving.ServingTest):
         process = subprocess.Popen(arguments, cwd=serving.ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL, env=serving.clean_environment(**environment))
         try:
-            serving.wait_until(lambda: sum("/moe_serve --model" in command for command in serving.processes_of(marker).values()) > 2,
-                               "a server that is not started", serving.START_SECONDS)
+            def ranks() -> int:
+                return sum("/moe_serve --model" in command for command in serving.processes_of(marker).values())
+            serving.wait_until(lambda: ranks() > 2, "a server that is not started", serving.START_SECONDS)
             process.send_signal(signal.SIGTERM)
             code = process.wait(serving.EXIT_SECONDS)
             self.assert_nothing_left(marker)
@@ -80,14 +81,20 @@ class QuickstartTest(ScriptTest):
 class ClusterLoadTest(ScriptTest):
     """bench/cluster_load_test.sh with a small load."""
 
-    LOAD = "--num-requests 30 --request-rate 30 --warmup 2 --input-len 8:32 --output-len 4:16 --text models/held-out.txt"
+    LOAD = ("--num-requests 30 --request-rate 30 --warmup 2 --input-len 8:32 --output-len 4:16 "
+            "--text models/held-out.txt")
+
+    def setUp(self):
+        super().setUp()
+        self.output = self.folder / "result"
+
+    def command(self) -> list[str]:
+        return ["bench/cluster_load_test.sh", "--server-binary", str(serving.BIN_DIR), "--output", str(self.output)]
 
     def run_load(self, *arguments) -> tuple[subprocess.CompletedProcess, pathlib.Path]:
-        output = self.folder / "result"
-        run = run_script(["bench/cluster_load_test.sh", "--server-binary", str(serving.BIN_DIR), "--output", str(output),
-                          *arguments])
-        self.assert_nothing_left(str(output))
-        return run, output
+        run = run_script([*self.command(), *arguments])
+        self.assert_nothing_left(str(self.output))
+        return run, self.output
 
     def test_every_count_agrees(self):
         run, output = self.run_load("--ranks", "3", "--load-args", self.LOAD)
@@ -105,9 +112,7 @@ class ClusterLoadTest(ScriptTest):
         self.assertEqual(run.returncode, 1, run.stdout)
 
     def test_interrupted(self):
-        output = self.folder / "result"
-        command = ["bench/cluster_load_test.sh", "--server-binary", str(serving.BIN_DIR), "--output", str(output), "--ranks", "3"]
-        self.assertEqual(self.interrupt(command, str(output)), 143)
+        self.assertEqual(self.interrupt([*self.command(), "--ranks", "3"], str(self.output)), 143)
 
     def test_a_server_that_does_not_start_ends_it(self):
         run, _ = self.run_load("--ranks", "3", "--model", str(self.folder / "absent-model-7f"))

@@ -73,7 +73,7 @@ def processes_of(marker: str) -> dict[int, str]:
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid():
             with contextlib.suppress(OSError):
-                command = pathlib.Path("/proc", entry, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                command = pathlib.Path("/proc", entry, "cmdline").read_text(errors="replace").replace("\0", " ")
                 if marker in command:
                     found[int(entry)] = command
     return found
@@ -188,7 +188,8 @@ class Server:
     def generate(self, prompts, max_new_tokens: int, *, sampling=None, timeout=CALL_SECONDS, **fields):
         """One Continuation for each prompt; grpc.RpcError when the call fails."""
         results = [Continuation() for _ in prompts]
-        for event in self.inference.Generate(generate_request(prompts, max_new_tokens, sampling, **fields), timeout=timeout):
+        request = generate_request(prompts, max_new_tokens, sampling, **fields)
+        for event in self.inference.Generate(request, timeout=timeout):
             results[event.sequence].add(event)
         return results
 
@@ -334,7 +335,8 @@ def run(flags, ranks: int = 0, seconds: float = EXIT_SECONDS, **environment: str
             wait_until(lambda: not processes_of(folder.name), f"processes that outlive {' '.join(command)}")
             return Outcome(process.returncode, (folder / "out").read_text(), (folder / "err").read_text())
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{' '.join(command)} still ran after {seconds} s:\n{(folder / 'err').read_text()}") from None
+            said = (folder / "err").read_text()
+            raise AssertionError(f"{' '.join(command)} still ran after {seconds} s:\n{said}") from None
         finally:
             kill_all(folder.name)
             process.wait()

@@ -12,9 +12,9 @@ STREAMS = 200
 ROUNDS = 5
 RANKS = 3
 # Resident memory grows now and then without a leak: gRPC starts another thread, the allocator another arena. A leak is
-# what grows in every round. A stream has a prompt, its output and gRPC's state of a call, kilobytes each, so that a leak
-# of any of these adds 200 times that to each round; the least growth of five rounds must be under 64 KiB, 330 bytes a
-# stream.
+# what grows in every round. A stream has a prompt, its output and gRPC's state of a call, kilobytes each, so that a
+# leak of any of these adds 200 times that to each round; the least growth of five rounds must be under 64 KiB, 330
+# bytes a stream.
 MEMORY_GROWTH_BYTES = 64 * 1024
 
 
@@ -43,7 +43,8 @@ class Received:
 def run_stream(server: serving.Server, stream: Stream, cancel: bool) -> Received:
     """One call to its end, or to the token after which it is cancelled."""
     received = Received(serving.Continuation())
-    call = server.inference.Generate(serving.generate_request([stream.prompt], stream.length), timeout=serving.CALL_SECONDS)
+    request = serving.generate_request([stream.prompt], stream.length)
+    call = server.inference.Generate(request, timeout=serving.CALL_SECONDS)
     cancel_after = stream.cancel_after if cancel else None
     if cancel_after == 0:  # wherever it is by then: on the way, queued or running
         call.cancel()
