@@ -7,10 +7,13 @@
 
 namespace moe {
 
-Backoff::Backoff(const BackoffOptions& options, Doorbell* bell) : options_(options), bell_(bell) { Progress(); }
+Backoff::Backoff(const BackoffOptions& options, Doorbell* bell)
+    : options_(options), bell_(bell), seen_(bell == nullptr ? 0 : bell->count()) {
+  Progress();
+}
 
+// Leaves seen_ alone: a ring since the poll that made this progress announces something that poll has not seen.
 void Backoff::Progress() {
-  if (bell_ != nullptr) seen_ = bell_->count();
   last_progress_ = Clock::now();
   yields_left_ = options_.yields;
   next_sleep_ = options_.first_sleep;

@@ -10,6 +10,10 @@
 namespace moe {
 namespace {
 
+// Sleeps that only a ring or a deadline ends within a test's time.
+constexpr BackoffOptions kHours{
+    .first_sleep = std::chrono::hours(1), .active_sleep = std::chrono::hours(1), .idle_sleep = std::chrono::hours(1)};
+
 TEST(Doorbell, ARingBeforeTheWaitIsNotLost) {
   Doorbell bell;
   const std::uint32_t seen = bell.count();
@@ -51,19 +55,14 @@ TEST(Doorbell, TwoThreadsHandABallBackAndForth) {
 }
 
 TEST(Backoff, APauseNeverOutlastsItsDeadline) {
-  Backoff backoff({.first_sleep = std::chrono::hours(1),
-                   .active_sleep = std::chrono::hours(1),
-                   .idle_sleep = std::chrono::hours(1)});
+  Backoff backoff(kHours);
   backoff.Pause(After(std::chrono::milliseconds(1)));  // would sleep for an hour
   backoff.Pause(TimePoint::min());
 }
 
 TEST(Backoff, ARingEndsTheSleep) {
   Doorbell bell;
-  Backoff backoff({.first_sleep = std::chrono::hours(1),
-                   .active_sleep = std::chrono::hours(1),
-                   .idle_sleep = std::chrono::hours(1)},
-                  &bell);
+  Backoff backoff(kHours, &bell);
   std::thread ringer([&] { bell.Ring(); });
   backoff.Pause(kNoDeadline);
   ringer.join();
@@ -71,13 +70,19 @@ TEST(Backoff, ARingEndsTheSleep) {
 
 TEST(Backoff, ARingSinceThePollBeforeIsNotSleptThrough) {
   Doorbell bell;
-  Backoff backoff({.first_sleep = std::chrono::hours(1),
-                   .active_sleep = std::chrono::hours(1),
-                   .idle_sleep = std::chrono::hours(1)},
-                  &bell);
+  Backoff backoff(kHours, &bell);
   bell.Ring();  // after the poll that found nothing
   backoff.Pause(kNoDeadline);
   bell.Ring();
+  backoff.Pause(kNoDeadline);
+}
+
+TEST(Backoff, ARingDuringThePollThatMadeProgressIsNotSleptThrough) {
+  Doorbell bell;
+  Backoff backoff(kHours, &bell);
+  backoff.Pause(After(std::chrono::milliseconds(1)));
+  bell.Ring();  // while a poll takes another message
+  backoff.Progress();
   backoff.Pause(kNoDeadline);
 }
 

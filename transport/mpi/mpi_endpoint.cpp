@@ -61,7 +61,7 @@ class MpiEndpoint final : public WorkerEndpoint {
   std::size_t close_place() const { return 2 * num_slots_; }
 
   Status Post(std::size_t slot);
-  Status Collect();
+  Result<bool> Collect();
   std::optional<std::size_t> OldestArrival() const;
   Result<std::optional<IncomingRequest>> Take(std::size_t slot);
   Status SendReply(std::size_t slot, FrameKind kind, std::size_t bytes);
@@ -110,7 +110,8 @@ Result<std::optional<IncomingRequest>> MpiEndpoint::Receive(Deadline deadline) {
   link_.world().CheckThread();
   while (true) {
     if (!failure_.ok()) return failure_;
-    failure_ = Collect();
+    const Result<bool> moved = Collect();
+    if (!moved.ok()) failure_ = moved.status();
     while (const std::optional<std::size_t> slot = OldestArrival()) {
       Result<std::optional<IncomingRequest>> taken = Take(*slot);
       if (!taken.ok() || taken->has_value()) return taken;
@@ -118,11 +119,13 @@ Result<std::optional<IncomingRequest>> MpiEndpoint::Receive(Deadline deadline) {
     if (closed_) return Unavailable("rank ", kMpiRouter, " has closed its end of the transport");
     if (!failure_.ok()) return failure_;
     if (Clock::now() >= deadline) return std::optional<IncomingRequest>();
+    if (moved.ok() && *moved) continue;  // more may be there already: sleep only after a look that finds nothing
     backoff_.Pause(deadline);
   }
 }
 
-Status MpiEndpoint::Collect() {
+// Whether anything has completed.
+Result<bool> MpiEndpoint::Collect() {
   MOE_ASSIGN_OR_RETURN(const auto completions, messages_->operations.Test());
   for (const MpiOperations::Completion& completion : completions) {
     if (completion.place == close_place()) closed_ = true;
@@ -131,7 +134,7 @@ Status MpiEndpoint::Collect() {
     slots_[completion.place].state = SlotState::kArrived;
     backoff_.Progress();
   }
-  return Status::Ok();
+  return !completions.empty();
 }
 
 // By sequence, which counts the router's Starts. A slot whose last reply MPI still reads is not ready.

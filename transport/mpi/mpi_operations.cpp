@@ -62,9 +62,11 @@ Result<std::span<const MpiOperations::Completion>> MpiOperations::Test() {
   State& s = *state_;
   int count = 0;
   int returned = MPI_SUCCESS;
-  // Open MPI looks at the requests first and makes progress only when none is complete, without a second look: what has
-  // just arrived shows in the next call. One more look here saves a sleep between the two.
-  for (int look = 0; look < 2 && returned == MPI_SUCCESS && count == 0; ++look) {
+  // Open MPI looks at the requests first and makes progress only when none is complete, without looking again; and one
+  // round of progress takes messages from one of its two queues. So what has arrived shows in the third look at the
+  // latest. To sleep before it would cost a sleep.
+  constexpr int kLooks = 3;
+  for (int look = 0; look < kLooks && returned == MPI_SUCCESS && count == 0; ++look) {
     returned = MPI_Testsome(s.count(), s.requests.data(), &count, s.indices.data(), s.statuses.data());
   }
   if (returned != MPI_SUCCESS && returned != MPI_ERR_IN_STATUS) {

@@ -132,6 +132,7 @@ class MpiExchange final : public Exchange {
   Slot& slot_;
   const std::size_t number_;
   Backoff backoff_;
+  bool moved_ = false;  // the last Poll saw something complete
 };
 
 std::unique_ptr<Exchange> MpiTransport::MakeExchange() {
@@ -194,7 +195,8 @@ Result<bool> MpiExchange::Poll() {
     }
     EndIfComplete(worker);
   }
-  if (!completions->empty()) backoff_.Progress();
+  moved_ = !completions->empty();
+  if (moved_) backoff_.Progress();
   return slot_.num_pending == 0;
 }
 
@@ -226,7 +228,7 @@ Status MpiExchange::Wait(Deadline deadline) {
       return transport_.Fail(DeadlineExceeded("no reply from ", PendingRanks(transport_, slot_.pending),
                                               " before the deadline of the exchange"));
     }
-    backoff_.Pause(deadline);
+    if (!moved_) backoff_.Pause(deadline);  // else more may be there already
   }
 }
 

@@ -129,14 +129,14 @@ BackoffOptions MpiWorld::Waiting(Rank sender) const {
   BackoffOptions options;
   if (!oversubscribed_) options.spin = microseconds(20);
   if (bell(sender) != nullptr) {
-    // The ring ends the sleep. Polls are needed only for steps of a long message that ring nothing, so the sleep
-    // doubles with the time already waited; its ends bound what a lost step could cost.
-    options.yields = 3;
-    options.first_sleep = microseconds(50);
+    // The ring ends the sleep. Polls are for the steps of a long message that ring nothing: there are none where the
+    // kernel lets ranks read each other's memory, so they may be rare; idle_sleep bounds what a lost step could cost.
+    // No yields: where ranks outnumber processors a yielding rank takes turns with those that compute.
+    options.first_sleep = microseconds(200);
     options.active_sleep = milliseconds(1);
     options.idle_sleep = milliseconds(20);
   } else {
-    // Polls are all there is.
+    // Polls are all there is. Seven ranks that wake every 4 ms cost 4 % of one core.
     options.active_sleep = microseconds(50);
     options.idle_sleep = milliseconds(4);
   }
