@@ -66,6 +66,9 @@ void ThreadPool::ParallelFor(std::size_t count, Item item) {
   }
   MOE_CHECK(count < std::numeric_limits<std::uint32_t>::max());
   const std::uint32_t epoch = epoch_.load() + 1;
+  // First, so that no claim of the loop before succeeds any more: to a thread that is late for that loop, the index
+  // after its last item would be an item of this one if this one is longer.
+  next_.store(std::uint64_t{epoch} << 32 | std::numeric_limits<std::uint32_t>::max());
   item_.store(&item);
   count_.store(static_cast<std::uint32_t>(count));
   done_.store(0);

@@ -45,8 +45,8 @@ class ThreadPool {
   const Options options_;
   std::mutex turn_;  // one loop at a time
 
-  // The loop under way. `next_` is epoch << 32 | next item: a claim succeeds only while its epoch is current, and an
-  // epoch ends only when all of its items are done, so what a claim read of the loop before is still that loop's.
+  // The loop under way. `next_` is epoch << 32 | next item. It names a new epoch before item_ and count_ change and
+  // never comes back, so a claim succeeds only if what was read of item_ and count_ before it is of its own epoch.
   std::atomic<const Item*> item_{nullptr};
   std::atomic<std::uint32_t> count_{0};
   alignas(64) std::atomic<std::uint64_t> next_{0};

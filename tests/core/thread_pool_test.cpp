@@ -34,6 +34,18 @@ TEST_P(ThreadPoolTest, KeepsLoopsApartWhenTheyFollowClosely) {
   }
 }
 
+TEST_P(ThreadPoolTest, KeepsLoopsApartWhenALongerOneFollows) {
+  // A thread late for a loop that has ended must not take an item of the next one, whose indices go further. That takes
+  // bad luck, hence the many loops.
+  ThreadPool pool(ThreadPool::Options{.threads = GetParam(), .spin_microseconds = 20});
+  std::vector<std::atomic<int>> hits(3);
+  for (int loop = 0; loop < 200'000; ++loop) {
+    const std::size_t count = loop % 2 == 0 ? 2 : 3;
+    pool.ParallelFor(count, [&](std::size_t i, int) { hits[i].fetch_add(1); });
+    for (std::size_t i = 0; i < hits.size(); ++i) ASSERT_EQ(hits[i].exchange(0), i < count ? 1 : 0) << "loop " << loop;
+  }
+}
+
 TEST_P(ThreadPoolTest, CallersOnSeveralThreadsTakeTurns) {
   ThreadPool pool(GetParam());
   std::atomic<int> inside{0};
