@@ -118,12 +118,12 @@ class FullServerTest(serving.ServingTest):
             with Load(server, calls=1) as running:
                 server.wait_for_metric("moe_requests_running", lambda count: count == 1)
                 with Load(server, calls=1, sequences=8) as queued:
-                    self.assert_refused(EXHAUSTED, "--max-queued", "8", call=lambda: server.generate([[1]], 1))
-                    self.assert_refused(EXHAUSTED, "--max-queued", "8", call=lambda: server.generate([[1]] * 3, 1))
-                    self.assert_refused(EXHAUSTED, "--max-queued", "8", call=lambda: server.score([[1, 2]]))
+                    # Batches that need all of the queue: it has no room for them as long as anybody waits.
+                    self.assert_refused(EXHAUSTED, "--max-queued", "8", call=lambda: server.generate([[1]] * 8, 1))
+                    self.assert_refused(EXHAUSTED, "--max-queued", "8", call=lambda: server.score([[1, 2]] * 8))
                     self.assertGreater(queued.waiting(), 0)  # refused while they wait, not after
                     self.assertEqual(queued.errors() + running.errors(), [])
-            self.assertEqual(server.metric("moe_requests_total", outcome="rejected"), 4)  # scores are no requests
+            self.assertEqual(server.metric("moe_requests_total", outcome="rejected"), 8)  # scores are no requests
             self.assertEqual(server.metric("moe_requests_total", outcome="finished"), 9)
             self.assertEqual(len(server.generate([[1]], 5)[0].token_ids), 5)
 
