@@ -82,6 +82,15 @@ class SchedulerTest : public testing::Test {
     return served;
   }
 
+  // False when one of them is not through its prompt after many steps.
+  bool StepUntilDecoding(const std::vector<Sequence*>& sequences) {
+    for (int step = 0; step < 1000; ++step) {
+      if (std::none_of(sequences.begin(), sequences.end(), [](Sequence* s) { return s->prefilling(); })) return true;
+      Step();
+    }
+    return false;
+  }
+
   static bool Complete(const Sequence& sequence) {
     return sequence.request.kind == SequenceKind::kScore ? sequence.computed == sequence.request.prompt.size()
                                                          : sequence.generated() == sequence.request.max_new_tokens;
@@ -169,7 +178,7 @@ TEST_F(SchedulerTest, AStepsRowsAreDecodesFirst) {
   Sequence* prompt = Enqueue({.prompt = 200, .new_tokens = 2});
   Sequence* decode = Enqueue({.prompt = 1, .new_tokens = 50});
   Admit();
-  while (decode->generated() == 0) Step();
+  ASSERT_TRUE(StepUntilDecoding({decode}));
   const auto chunks = scheduler_->Schedule();
   ASSERT_EQ(chunks.size(), 2u);
   EXPECT_EQ(chunks[0].sequence, decode);
@@ -181,7 +190,7 @@ TEST_F(SchedulerTest, OneTokenIsLeftForAPromptWhenDecodesFillTheStep) {
   std::vector<Sequence*> decodes;
   for (int i = 0; i < 8; ++i) decodes.push_back(Enqueue({.prompt = 1, .new_tokens = 200}));
   Admit();
-  while (std::any_of(decodes.begin(), decodes.end(), [](Sequence* s) { return s->prefilling(); })) Step();
+  ASSERT_TRUE(StepUntilDecoding(decodes));
   Sequence* prompt = Enqueue({.prompt = 10, .new_tokens = 1});
   Admit();
   for (int step = 0; step < 10; ++step) {
@@ -199,7 +208,7 @@ TEST_F(SchedulerTest, DecodesThatDoNotFitAStepTakeTurnsEvenly) {
   std::vector<Sequence*> decodes;
   for (int i = 0; i < 7; ++i) decodes.push_back(Enqueue({.prompt = 1, .new_tokens = 500}));
   Admit();
-  while (std::any_of(decodes.begin(), decodes.end(), [](Sequence* s) { return s->prefilling(); })) Step();
+  ASSERT_TRUE(StepUntilDecoding(decodes));
   std::map<Sequence*, std::size_t> total;
   for (int step = 0; step < 70; ++step)
     for (const auto& [sequence, tokens] : Step()) total[sequence] += tokens;
