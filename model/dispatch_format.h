@@ -90,7 +90,7 @@ class DispatchReplyWriter {
 
 class DispatchReplyReader {
  public:
-  /// INTERNAL with the worker's own words when it answered with a failure.
+  /// The worker's own failure when it answered with one, INTERNAL when the reply is not what was asked for.
   static Result<DispatchReplyReader> Parse(std::span<const std::byte> payload, const DispatchShape& shape);
   /// values = row of `pair`.
   void GetRow(std::size_t pair, std::span<float> values) const;

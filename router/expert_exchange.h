@@ -66,6 +66,7 @@ class ExpertExchange {
     MatrixView<const std::int32_t> ids;  // (tokens, k)
     MatrixView<const float> weights;     // (tokens, k)
   };
+  /// After a failure the exchange is done for: a late worker may still read its buffers, so it must not run again.
   Status Run(const LayerInput& input, MatrixView<float> residual);
 
   /// Resets the sums below.
