@@ -5,7 +5,9 @@
 
 #include "core/aligned_buffer.h"
 #include "core/check.h"
+#include "core/parallel.h"
 #include "experts/expert_backend.h"
+#include "kernels/panel_bias.h"
 
 namespace moe {
 namespace {
@@ -13,9 +15,6 @@ namespace {
 // Panels of 16 outputs in an item: at hidden 2048 in bf16 a block of 4 streams 256 KiB, long against the few hundred
 // nanoseconds that taking an item costs, short against an expert (so that threads finish together).
 constexpr std::size_t kBlockPanels = 4;
-
-// Below this many multiply-adds, waking another thread (5–50 µs) costs more than the work.
-constexpr std::size_t kWorthSharing = 100'000;
 
 class CpuExpertBackend final : public ExpertBackend {
  public:
@@ -65,20 +64,9 @@ class CpuExpertBackend final : public ExpertBackend {
       const std::size_t last = std::min(w.panels(), first + kBlockPanels);
       const MatrixView<float> y = out.Rows(begin, count).Columns(0, w.rows());
       kernels_.MatMulPanels(in.Rows(begin, count).Columns(0, w.cols()), w, first, last, y);
-      if (!(weights.*bias).empty()) AddBias(weights.*bias, first, last, y);
+      AddPanelBias(kernels_, weights.*bias, first, last, y);
     };
-    if (work >= kWorthSharing) {
-      pool_.ParallelFor(layer.weights.size() * blocks, item);
-    } else {
-      for (std::size_t i = 0; i < layer.weights.size() * blocks; ++i) item(i, 0);
-    }
-  }
-
-  void AddBias(const std::vector<float>& bias, std::size_t first, std::size_t last, MatrixView<float> y) {
-    const std::size_t begin = first * PackedMatrix::kPanelWidth;
-    const std::size_t end = std::min(y.cols(), last * PackedMatrix::kPanelWidth);
-    for (std::size_t row = 0; row < y.rows(); ++row)
-      kernels_.Add(std::span(bias).subspan(begin, end - begin), y.row(row).subspan(begin, end - begin));
+    ShareOut(pool_, layer.weights.size() * blocks, work, item);
   }
 
   void Activate(const ExpertShard::Layer& layer, std::span<const std::uint32_t> offsets, MatrixView<float> hidden) {
@@ -89,11 +77,7 @@ class CpuExpertBackend final : public ExpertBackend {
         kernels_.SiluMul(row.first(intermediate), row.subspan(intermediate, intermediate));
       };
       const std::size_t count = offsets[slot + 1] - offsets[slot];
-      if (count * intermediate * 10 >= kWorthSharing) {
-        pool_.ParallelFor(count, item);
-      } else {
-        for (std::size_t i = 0; i < count; ++i) item(i, 0);
-      }
+      ShareOut(pool_, count, count * intermediate * 10, item);
     }
   }
 

@@ -7,14 +7,13 @@
 
 #include "core/aligned_buffer.h"
 #include "core/check.h"
+#include "core/parallel.h"
+#include "kernels/panel_bias.h"
 #include "model/dense_backend.h"
 #include "model/gate.h"
 
 namespace moe {
 namespace {
-
-// Below this many multiply-adds, waking another thread (5–50 µs) costs more than the work (about 20 µs at 10 GFLOP/s).
-constexpr std::size_t kWorthSharing = 100'000;
 
 // Query rows of one attention item: enough to reuse the pointers to pages, few enough to share a prefill chunk out.
 constexpr std::size_t kAttentionRows = 16;
@@ -48,7 +47,7 @@ class CpuDenseBackend final : public DenseBackend {
   void BeginStep(const StepBatch& batch) override {
     batch_ = &batch;
     const std::size_t half = frequencies_.size();
-    Share(batch.positions.size(), batch.positions.size() * half * 40, [&](std::size_t row, int) {
+    ShareOut(pool_, batch.positions.size(), batch.positions.size() * half * 40, [&](std::size_t row, int) {
       for (std::size_t i = 0; i < half; ++i) {
         const double angle = batch.positions[row] * frequencies_[i];
         cos_[row * half + i] = static_cast<float>(std::cos(angle));
@@ -75,7 +74,7 @@ class CpuDenseBackend final : public DenseBackend {
     const std::vector<float>& weight = role == NormRole::kFinal       ? weights_.final_norm
                                        : role == NormRole::kAttention ? weights_.layers[layer].attention_norm
                                                                       : weights_.layers[layer].ffn_norm;
-    Share(x.view.rows(), x.view.rows() * x.view.cols() * 4, [&](std::size_t row, int) {
+    ShareOut(pool_, x.view.rows(), x.view.rows() * x.view.cols() * 4, [&](std::size_t row, int) {
       kernels_.RmsNorm(x.view.row(row), weight, config_.rms_norm_eps, y.view.row(row));
     });
   }
@@ -86,11 +85,11 @@ class CpuDenseBackend final : public DenseBackend {
     // Several items a thread, so that a late one does not make the others wait long.
     const std::size_t block = std::max<std::size_t>(1, panels / (static_cast<std::size_t>(pool_.threads()) * 4));
     const std::size_t work = x.view.rows() * x.view.cols() * linear.matrix->rows();
-    Share((panels + block - 1) / block, work, [&](std::size_t item, int) {
+    ShareOut(pool_, (panels + block - 1) / block, work, [&](std::size_t item, int) {
       const std::size_t begin = item * block;
       const std::size_t end = std::min(panels, begin + block);
       kernels_.MatMulPanels(x.view, *linear.matrix, begin, end, y.view);
-      if (linear.bias != nullptr && !linear.bias->empty()) AddBias(*linear.bias, begin, end, y.view);
+      if (linear.bias != nullptr) AddPanelBias(kernels_, *linear.bias, begin, end, y.view);
     });
   }
 
@@ -99,20 +98,21 @@ class CpuDenseBackend final : public DenseBackend {
     const auto kv_heads = static_cast<std::size_t>(spec.num_kv_heads);
     const auto dim = static_cast<std::size_t>(spec.head_dim);
     const std::size_t rows = qkv.view.rows();
-    Share(rows, rows * qkv.view.cols() * 4, [&](std::size_t row, int) { RotateRow(spec, row, qkv.view.row(row)); });
+    ShareOut(pool_, rows, rows * qkv.view.cols() * 4,
+             [&](std::size_t row, int) { RotateRow(spec, row, qkv.view.row(row)); });
     for (const StepBatch::Entry& entry : batch_->entries) Append(layer, entry, qkv.view);
 
     std::size_t visible = 0;
     for (const StepBatch::Entry& entry : batch_->entries) visible += entry.rows * (entry.first_position + entry.rows);
     const std::size_t work = visible * static_cast<std::size_t>(spec.num_heads) * dim * 2;
-    Share(attention_items_.size() * kv_heads, work, [&](std::size_t index, int thread) {
+    ShareOut(pool_, attention_items_.size() * kv_heads, work, [&](std::size_t index, int thread) {
       AttendItem(layer, attention_items_[index / kv_heads], index % kv_heads, thread, qkv.view, out.view);
     });
   }
 
   void SiluMul(Tensor gate_up) override {
     const std::size_t intermediate = gate_up.view.cols() / 2;
-    Share(gate_up.view.rows(), gate_up.view.rows() * intermediate * 10, [&](std::size_t row, int) {
+    ShareOut(pool_, gate_up.view.rows(), gate_up.view.rows() * intermediate * 10, [&](std::size_t row, int) {
       const std::span<float> both = gate_up.view.row(row);
       kernels_.SiluMul(both.first(intermediate), both.subspan(intermediate));
     });
@@ -127,7 +127,7 @@ class CpuDenseBackend final : public DenseBackend {
     Linear(LinearRole::kGate, layer, y, logits);
     const GateSpec& spec = config_.layers[layer].moe->gate;
     const std::size_t per_row = static_cast<std::size_t>(spec.num_experts * (spec.experts_per_token + 10));
-    Share(y.view.rows(), y.view.rows() * per_row, [&](std::size_t row, int) {
+    ShareOut(pool_, y.view.rows(), y.view.rows() * per_row, [&](std::size_t row, int) {
       SelectExperts(spec, kernels_, logits.view.row(row), ids.row(row), weights.row(row));
     });
   }
@@ -143,16 +143,6 @@ class CpuDenseBackend final : public DenseBackend {
     std::size_t rows = 0;
   };
 
-  // Runs the items on the pool when `work` (about multiply-adds) is worth it.
-  template <typename Item>
-  void Share(std::size_t count, std::size_t work, Item&& item) {
-    if (work >= kWorthSharing) {
-      pool_.ParallelFor(count, item);
-    } else {
-      for (std::size_t i = 0; i < count; ++i) item(i, 0);
-    }
-  }
-
   LinearWeights Weights(LinearRole role, std::size_t layer) const {
     if (role == LinearRole::kHead) return {&weights_.head, nullptr};
     const LayerWeights& w = weights_.layers[layer];
@@ -166,13 +156,6 @@ class CpuDenseBackend final : public DenseBackend {
     }
     MOE_CHECK(false, "a linear role without weights");
     return {};
-  }
-
-  void AddBias(const std::vector<float>& bias, std::size_t panel_begin, std::size_t panel_end, MatrixView<float> y) {
-    const std::size_t begin = panel_begin * PackedMatrix::kPanelWidth;
-    const std::size_t end = std::min(y.cols(), panel_end * PackedMatrix::kPanelWidth);
-    for (std::size_t row = 0; row < y.rows(); ++row)
-      kernels_.Add(std::span(bias).subspan(begin, end - begin), y.row(row).subspan(begin, end - begin));
   }
 
   void RotateRow(const AttentionSpec& spec, std::size_t row, std::span<float> qkv) {

@@ -3,12 +3,10 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/parallel.h"
 
 namespace moe {
 namespace {
-
-// Below this many multiply-adds, waking another thread costs more than the work.
-constexpr std::size_t kWorthSharing = 100'000;
 
 DispatchPlan::Shape PlanShape(const ExpertExchange::Options& options, int workers) {
   return {.max_tokens = options.max_tokens,
@@ -125,11 +123,7 @@ void ExpertExchange::Combine(const LayerInput& input, MatrixView<float> residual
     kernels_.Add(sum, residual.row(token));
   };
   const std::size_t tokens = input.in.rows();
-  if (tokens * hidden * input.ids.cols() >= kWorthSharing) {
-    pool_.ParallelFor(tokens, combine);
-  } else {
-    for (std::size_t token = 0; token < tokens; ++token) combine(token, 0);
-  }
+  ShareOut(pool_, tokens, tokens * hidden * input.ids.cols(), combine);
 }
 
 }  // namespace moe
