@@ -28,15 +28,24 @@ inline constexpr std::size_t kPageTokens = 32;
 /// How rotary embedding pairs the elements of a head of width r: (i, i + r/2), or (2i, 2i + 1).
 enum class RopePairing : std::uint8_t { kHalfSplit, kInterleaved };
 
+/// How a page holds keys: one column a position (key_dim, kPageTokens), which scores read strictly forward; or one row
+/// a position (kPageTokens, key_dim), for latent attention, where the values are the first columns of the same rows.
+enum class KeyLayout : std::uint8_t { kColumns, kRows };
+
 /// One query position against the cached positions that it sees, for the query heads that share one KV head.
 struct AttentionTask {
-  MatrixView<const float> queries;            // (heads, key_dim)
-  std::span<const float* const> key_pages;    // by absolute page: (key_dim, kPageTokens), one column a position
-  std::span<const float* const> value_pages;  // by absolute page: (kPageTokens, value_dim)
+  MatrixView<const float> queries;          // (heads, key_dim)
+  std::span<const float* const> key_pages;  // by absolute page, as key_layout says; only those of [begin, end) are read
+  KeyLayout key_layout = KeyLayout::kColumns;
+  std::span<const float* const> value_pages;  // by absolute page: (kPageTokens, value_dim), rows value_stride apart
+  std::size_t value_stride = 0;               // floats; at least value_dim
   std::size_t begin = 0;                      // visible positions [begin, end), end > begin
   std::size_t end = 0;
   float scale = 1;
-  MatrixView<float> out;  // (heads, value_dim)
+  MatrixView<const float> bias;  // (heads, at least end rounded up to a page) by position, added to the scaled scores;
+                                 // empty: none. Values at invisible positions are read and do not count.
+  std::span<const float> sinks;  // (heads) a score that joins the softmax without a value; empty: none (gpt-oss)
+  MatrixView<float> out;         // (heads, value_dim)
 };
 
 class Kernels {
@@ -51,7 +60,7 @@ class Kernels {
   virtual void MatMulPanels(MatrixView<const float> x, const PackedMatrix& w, std::size_t panel_begin,
                             std::size_t panel_end, MatrixView<float> y) const = 0;
 
-  /// y = weight * x / sqrt(mean(x²) + eps); the sum of squares is a lane sum. y may be x.
+  /// y = weight * x / sqrt(mean(x²) + eps); the sum of squares is a lane sum. An empty weight is all ones. y may be x.
   virtual void RmsNorm(std::span<const float> x, std::span<const float> weight, float eps,
                        std::span<float> y) const = 0;
 
@@ -63,6 +72,22 @@ class Kernels {
 
   /// gate[i] = silu(gate[i]) * up[i], silu(z) = z / (1 + exp(−z)).
   virtual void SiluMul(std::span<float> gate, std::span<const float> up) const = 0;
+
+  /// gate[i] = (up' + 1) * gate' * sigmoid(1.702 * gate'), gate' = min(gate[i], limit), up' = up[i] clamped to ±limit,
+  /// sigmoid(z) = 1 / (1 + exp(−z)) (gpt-oss). As written: s = gate' / (1 + exp(−1.702 gate')), gate = fma(up', s, s).
+  virtual void ClampedSwiGlu(std::span<float> gate, std::span<const float> up, float limit) const = 0;
+
+  /// x[i] = max(x[i], 0); NaN stays NaN.
+  virtual void Relu(std::span<float> x) const = 0;
+
+  /// x[i] = 1 / (1 + exp(−x[i])).
+  virtual void Sigmoid(std::span<float> x) const = 0;
+
+  /// x[i] limited to ±limit; NaN stays NaN.
+  virtual void Clamp(float limit, std::span<float> x) const = 0;
+
+  /// x[i] *= factor.
+  virtual void Scale(float factor, std::span<float> x) const = 0;
 
   /// y[i] += x[i].
   virtual void Add(std::span<const float> x, std::span<float> y) const = 0;
@@ -76,11 +101,13 @@ class Kernels {
   /// log(sum(exp(x))) with the maximum taken out; the sum is a lane sum.
   virtual float LogSumExp(std::span<const float> x) const = 0;
 
-  /// out = softmax(scale * q·k) v over the visible positions, for each query head: online softmax in blocks of
-  /// kPageTokens absolute positions, ascending. In a block: scores are running sums over key_dim, then times scale;
-  /// invisible positions weigh nothing; the new maximum m' = max(m, block's); earlier sums are scaled by exp(m − m');
-  /// weights p = exp(s − m'); their sum over the 32 positions is a lane sum, added to the total; each output is
-  /// a running sum over the block's positions continued from the scaled one (p = 0 terms are skipped or added alike).
+  /// out = softmax(scale * q·k + bias) v over the visible positions, for each query head: online softmax in blocks of
+  /// kPageTokens absolute positions, ascending. In a block: scores are running sums over key_dim (KeyLayout::kColumns)
+  /// or lane sums (kRows), then times scale, then plus bias when there is one; invisible positions weigh nothing; the
+  /// new maximum m' = max(m, block's); earlier sums are scaled by exp(m − m'); weights p = exp(s − m'); their sum over
+  /// the 32 positions is a lane sum, added to the total; each output is a running sum over the block's positions
+  /// continued from the scaled one (p = 0 terms are skipped or added alike). A sink joins last: m' = max(m, sink),
+  /// everything scaled by exp(m − m'), the total grows by exp(sink − m').
   virtual void Attention(const AttentionTask& task) const = 0;
 };
 
