@@ -1,7 +1,9 @@
 #include "model/config.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdlib>
 #include <numbers>
 #include <system_error>
 #include <utility>
@@ -49,6 +51,7 @@ Result<ModelConfig> ParseConfig(const JsonValue& root, const std::string& file) 
   if (family == nullptr) return keys.status();
 
   config.model_type = family->model_type;
+  config.servable = family->servable;
   family->parse(keys, config);
   const auto architectures = keys.OptionalStrings("architectures");
   config.architecture = architectures.empty() ? std::string(family->architecture) : architectures.front();
@@ -65,27 +68,104 @@ Result<ModelConfig> ParseConfig(const JsonValue& root, const std::string& file) 
 
 }  // namespace
 
+namespace {
+
+/// Rarely turning pairs are slowed down, often turning ones kept, with a band between; by the turns that a pair makes
+/// within the original context. With low = high (Llama 4) only the one point is between.
+double Llama3Frequency(const RopeSpec& rope, double base) {
+  const double turns = rope.original_max_positions * base / (2 * std::numbers::pi);
+  if (turns < rope.low_freq_factor) return base / rope.factor;
+  if (turns > rope.high_freq_factor) return base;
+  const double span = rope.high_freq_factor - rope.low_freq_factor;
+  const double kept = span > 0 ? (turns - rope.low_freq_factor) / span : 1;
+  return (1 - kept) * base / rope.factor + kept * base;
+}
+
+/// Yarn's ramp: how much of pair i is slowed down, 0 … 1.
+class YarnRamp {
+ public:
+  explicit YarnRamp(const RopeSpec& rope) {
+    const auto pair_with_turns = [&](double turns) {
+      return rope.width * std::log(rope.original_max_positions / (2 * std::numbers::pi * turns)) /
+             (2 * std::log(rope.theta));
+    };
+    low_ = pair_with_turns(rope.beta_fast);
+    high_ = pair_with_turns(rope.beta_slow);
+    if (rope.truncate) {
+      low_ = std::floor(low_);
+      high_ = std::ceil(high_);
+    }
+    low_ = std::max(low_, 0.0);
+    high_ = std::min(high_, rope.width - 1.0);
+    if (low_ == high_) high_ += 0.001;  // as published
+  }
+  double At(int pair) const { return std::clamp((pair - low_) / (high_ - low_), 0.0, 1.0); }
+
+ private:
+  double low_ = 0;
+  double high_ = 0;
+};
+
+}  // namespace
+
 std::vector<double> RopeSpec::Frequencies() const {
   std::vector<double> frequencies;
+  const YarnRamp ramp(*this);
   for (int i = 0; i < width / 2; ++i) {
     const double base = std::pow(theta, -2.0 * i / width);
-    double frequency = base;
-    if (scaling == RopeScaling::kLinear) frequency = base / factor;
-    if (scaling == RopeScaling::kLlama3) {
-      // How often the angle turns within the original context decides: rarely, scaled; often, kept; else between. With
-      // low = high (Llama 4) only the one point is between.
-      const double turns = original_max_positions * base / (2 * std::numbers::pi);
-      if (turns < low_freq_factor) {
-        frequency = base / factor;
-      } else if (turns <= high_freq_factor) {
-        const double span = high_freq_factor - low_freq_factor;
-        const double kept = span > 0 ? (turns - low_freq_factor) / span : 1;
-        frequency = (1 - kept) * base / factor + kept * base;
+    switch (scaling) {
+      case RopeScaling::kNone: frequencies.push_back(base); break;
+      case RopeScaling::kLinear: frequencies.push_back(base / factor); break;
+      case RopeScaling::kLlama3: frequencies.push_back(Llama3Frequency(*this, base)); break;
+      case RopeScaling::kYarn: {
+        const double slowed = ramp.At(i);
+        frequencies.push_back(base * (1 - slowed) + base / factor * slowed);
+        break;
       }
     }
-    frequencies.push_back(frequency);
   }
   return frequencies;
+}
+
+int RelativeBiasSpec::Bucket(int delta, bool causal) const {
+  int first = 0;
+  int count = buckets;
+  int distance = 0;
+  if (causal) {
+    distance = std::max(-delta, 0);
+  } else {
+    count /= 2;
+    if (delta > 0) first = count;
+    distance = std::abs(delta);
+  }
+  // Half of the buckets are single distances, the other half grow by a factor up to max_distance.
+  const int exact = count / 2;
+  if (distance < exact) return first + distance;
+  const double share =
+      std::log(static_cast<double>(distance) / exact) / std::log(static_cast<double>(max_distance) / exact);
+  return first + std::min(exact + static_cast<int>(share * (count - exact)), count - 1);
+}
+
+int AttentionSpec::projected_width() const {
+  if (!latent) return (num_heads + 2 * num_kv_heads) * head_dim;
+  const int query = latent->query_rank > 0 ? latent->query_rank : num_heads * head_dim;
+  return query + latent->kv_rank + latent->rope_dim;
+}
+
+int AttentionSpec::heads_width() const { return num_heads * (latent ? latent->value_dim : head_dim); }
+
+std::size_t AttentionSpec::FirstVisible(std::size_t position) const {
+  const auto limit = static_cast<std::size_t>(window);
+  if (chunk > 0) return position - position % static_cast<std::size_t>(chunk);
+  return window > 0 && position + 1 > limit ? position + 1 - limit : 0;
+}
+
+std::vector<StackSpec> ModelConfig::stacks() const {
+  std::vector<StackSpec> stacks;
+  const auto encoder = static_cast<std::size_t>(encoder_layers);
+  if (encoder > 0) stacks.push_back({.first_layer = 0, .num_layers = encoder, .encoder = true});
+  stacks.push_back({.first_layer = encoder, .num_layers = layers.size() - encoder});
+  return stacks;
 }
 
 int ModelConfig::num_experts() const {
@@ -115,6 +195,12 @@ Result<ModelConfig> ReadModelConfigFile(const std::filesystem::path& file) {
   return ParseConfig(root, file.filename().string());
 }
 
+Result<ModelConfig> ParseModelConfig(std::string_view text, const std::string& name) {
+  Result<JsonValue> root = ParseJson(text);
+  if (!root.ok()) return root.status().WithContext(name);
+  return ParseConfig(*root, name);
+}
+
 Result<ModelConfig> ReadModelConfig(const std::filesystem::path& directory) {
   std::error_code error;
   const auto status = std::filesystem::status(directory, error);
@@ -124,6 +210,10 @@ Result<ModelConfig> ReadModelConfig(const std::filesystem::path& directory) {
     return NotFound("model folder ", directory.string(), " has no config.json");
   }
   MOE_ASSIGN_OR_RETURN(ModelConfig config, ReadModelConfigFile(directory / "config.json"));
+  if (!config.servable) {
+    return InvalidArgument("config.json: model_type \"", config.model_type,
+                           "\" can be counted (moe_plan) but not served");
+  }
 
   constexpr const char* kGeneration = "generation_config.json";
   if (!std::filesystem::exists(directory / kGeneration, error)) return config;

@@ -22,6 +22,7 @@ struct Family {
   void (*parse)(KeyReader& keys, ModelConfig& config);
   std::span<const std::string_view> harmless;  // beside HarmlessKeys()
   std::span<const MathematicalKey> mathematical;
+  bool servable = true;  // false: its parameters can be counted, its forward pass is not implemented
 };
 
 /// Null when no family has this model_type.
