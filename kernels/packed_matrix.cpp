@@ -4,17 +4,12 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <vector>
 
 #include "core/check.h"
 
 namespace moe {
 namespace {
-
-/// A row of the result, or none past the last row.
-struct SourceRow {
-  WeightType type = WeightType::kF32;
-  const std::byte* data = nullptr;
-};
 
 /// How one format is read from memory of any alignment and written to it.
 template <WeightType kType>
@@ -88,8 +83,16 @@ PackRowFunction FindPackRow(WeightType source, WeightType target) {
   return function;
 }
 
+}  // namespace
+
+/// A row of the result, or none past the last row.
+struct PackedMatrix::SourceRow {
+  WeightType type = WeightType::kF32;
+  const std::byte* data = nullptr;
+};
+
 /// Walks the rows of the parts, one below the other.
-class RowCursor {
+class PackedMatrix::RowCursor {
  public:
   explicit RowCursor(std::span<const WeightView> parts) : parts_(parts) {}
 
@@ -109,8 +112,6 @@ class RowCursor {
   std::size_t row_ = 0;
 };
 
-}  // namespace
-
 float WeightView::at(std::size_t row, std::size_t col) const {
   MOE_CHECK(row < rows && col < cols);
   const std::byte* element = data + (row * cols + col) * BytesPerWeight(type);
@@ -123,36 +124,56 @@ float WeightView::at(std::size_t row, std::size_t col) const {
   return 0;
 }
 
-PackedMatrix PackedMatrix::Pack(std::span<const WeightView> parts, WeightType type) {
+PackedMatrix::PackedMatrix(WeightType type, std::size_t rows, std::size_t cols)
+    : type_(type), rows_(rows), cols_(cols), data_(panels() * cols * kPanelWidth * BytesPerWeight(type)) {}
+
+void PackedMatrix::PackPanel(std::size_t index, std::span<const SourceRow> sources) {
   // Columns that are packed of each of the 16 rows before the next ones: 16 KiB of fp32 stay in the first-level cache
   // while the rows are interleaved.
   constexpr std::size_t kBlockColumns = 256;
-
-  PackedMatrix packed;
-  packed.type_ = type;
-  packed.cols_ = parts.empty() ? 0 : parts.front().cols;
-  for (const WeightView& part : parts) {
-    MOE_CHECK(part.cols == packed.cols_, "parts of one packed matrix differ in their number of columns");
-    packed.rows_ += part.rows;
+  const std::size_t width = BytesPerWeight(type_);
+  std::byte* panel = data_.data() + index * cols_ * kPanelWidth * width;
+  for (std::size_t begin = 0; begin < cols_; begin += kBlockColumns) {
+    const std::size_t count = std::min(kBlockColumns, cols_ - begin);
+    for (std::size_t lane = 0; lane < sources.size(); ++lane) {
+      const SourceRow& source = sources[lane];
+      if (source.data == nullptr) continue;  // padding, zero already
+      const std::size_t source_width = BytesPerWeight(source.type);
+      FindPackRow(source.type, type_)({source.data + begin * source_width, count * source_width},
+                                      panel + (begin * kPanelWidth + lane) * width);
+    }
   }
-  const std::size_t width = BytesPerWeight(type);
-  packed.data_ = AlignedBuffer<std::byte>(packed.panels() * packed.cols_ * kPanelWidth * width);
+}
 
+PackedMatrix PackedMatrix::Pack(std::span<const WeightView> parts, WeightType type) {
+  std::size_t rows = 0;
+  const std::size_t cols = parts.empty() ? 0 : parts.front().cols;
+  for (const WeightView& part : parts) {
+    MOE_CHECK(part.cols == cols, "parts of one packed matrix differ in their number of columns");
+    rows += part.rows;
+  }
+  PackedMatrix packed(type, rows, cols);
   RowCursor cursor(parts);
   for (std::size_t index = 0; index < packed.panels(); ++index) {
-    std::byte* panel = packed.data_.data() + index * packed.cols_ * kPanelWidth * width;
     std::array<SourceRow, kPanelWidth> sources;
     for (SourceRow& source : sources) source = cursor.Next();
-    for (std::size_t begin = 0; begin < packed.cols_; begin += kBlockColumns) {
-      const std::size_t count = std::min(kBlockColumns, packed.cols_ - begin);
-      for (std::size_t lane = 0; lane < kPanelWidth; ++lane) {
-        const SourceRow& source = sources[lane];
-        if (source.data == nullptr) continue;  // padding, zero already
-        const std::size_t source_width = BytesPerWeight(source.type);
-        FindPackRow(source.type, type)({source.data + begin * source_width, count * source_width},
-                                       panel + (begin * kPanelWidth + lane) * width);
-      }
+    packed.PackPanel(index, sources);
+  }
+  return packed;
+}
+
+PackedMatrix PackedMatrix::Pack(std::size_t rows, std::size_t cols, WeightType type, ReadRows read) {
+  PackedMatrix packed(type, rows, cols);
+  std::vector<float> staging(kPanelWidth * cols);
+  for (std::size_t index = 0; index < packed.panels(); ++index) {
+    const std::size_t first = index * kPanelWidth;
+    const std::size_t count = std::min(kPanelWidth, rows - first);
+    read(first, MatrixView<float>(staging.data(), count, cols));
+    std::array<SourceRow, kPanelWidth> sources;
+    for (std::size_t row = 0; row < count; ++row) {
+      sources[row] = {WeightType::kF32, reinterpret_cast<const std::byte*>(staging.data() + row * cols)};
     }
+    packed.PackPanel(index, sources);
   }
   return packed;
 }

@@ -7,6 +7,8 @@
 #include <span>
 
 #include "core/aligned_buffer.h"
+#include "core/function_ref.h"
+#include "core/matrix.h"
 #include "kernels/weight_type.h"
 
 namespace moe {
@@ -34,6 +36,11 @@ class PackedMatrix {
   static PackedMatrix Pack(std::span<const WeightView> parts, WeightType type);
   static PackedMatrix Pack(const WeightView& source, WeightType type) { return Pack({&source, 1}, type); }
 
+  /// Fills `out` (a few rows, cols) with rows first, first + 1, …
+  using ReadRows = FunctionRef<void(std::size_t first, MatrixView<float> out)>;
+  /// Packs a matrix that is read 16 rows at a time, so that it never lies in memory whole in another form.
+  static PackedMatrix Pack(std::size_t rows, std::size_t cols, WeightType type, ReadRows read);
+
   WeightType type() const { return type_; }
   std::size_t rows() const { return rows_; }
   std::size_t cols() const { return cols_; }
@@ -47,6 +54,12 @@ class PackedMatrix {
   }
 
  private:
+  struct SourceRow;
+  class RowCursor;
+
+  PackedMatrix(WeightType type, std::size_t rows, std::size_t cols);
+  void PackPanel(std::size_t index, std::span<const SourceRow> sources);
+
   WeightType type_ = WeightType::kF32;
   std::size_t rows_ = 0;
   std::size_t cols_ = 0;

@@ -1,6 +1,7 @@
 #include "kernels/weight_type.h"
 
 #include <bit>
+#include <cstring>
 
 namespace moe {
 namespace {
@@ -79,6 +80,17 @@ std::uint16_t F32ToF16(float value) {
     result = ShiftRightToNearestEven(fraction, -1 - exponent);     // fraction * 2^(exponent - 23 + 24)
   }
   return static_cast<std::uint16_t>(sign | result);
+}
+
+void StoreRow(std::span<const float> values, WeightType type, std::span<std::byte> out) {
+  if (type == WeightType::kF32) {
+    std::memcpy(out.data(), values.data(), values.size_bytes());
+    return;
+  }
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const std::uint16_t bits = type == WeightType::kBf16 ? F32ToBf16(values[i]) : F32ToF16(values[i]);
+    std::memcpy(out.data() + i * sizeof(bits), &bits, sizeof(bits));
+  }
 }
 
 }  // namespace moe

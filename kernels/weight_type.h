@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string_view>
 
 namespace moe {
@@ -21,5 +22,8 @@ float Bf16ToF32(std::uint16_t bits);
 std::uint16_t F32ToBf16(float value);
 float F16ToF32(std::uint16_t bits);
 std::uint16_t F32ToF16(float value);
+
+/// `values` as `type`, to out (values.size() * BytesPerWeight(type) bytes, of any alignment).
+void StoreRow(std::span<const float> values, WeightType type, std::span<std::byte> out);
 
 }  // namespace moe

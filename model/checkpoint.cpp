@@ -16,6 +16,7 @@
 #include <system_error>
 #include <utility>
 
+#include "core/check.h"
 #include "model/json.h"
 
 namespace moe {
@@ -140,6 +141,7 @@ Checkpoint& Checkpoint::operator=(Checkpoint&& other) noexcept {
   descriptors_.swap(other.descriptors_);
   tensors_.swap(other.tensors_);
   fingerprint_.swap(other.fingerprint_);
+  std::swap(made_up_, other.made_up_);
   mapped_bytes_.store(other.mapped_bytes_.exchange(mapped_bytes_.load()));
   return *this;
 }
@@ -165,6 +167,16 @@ Result<Checkpoint> Checkpoint::Open(const std::filesystem::path& directory) {
     return NotFound("model folder ", directory.string(), " has neither ", kSingleFile, " nor ", kIndexFile);
   }
   checkpoint.fingerprint_ = fingerprint.Hex();
+  return checkpoint;
+}
+
+Checkpoint Checkpoint::MadeUp(std::string_view identity) {
+  Checkpoint checkpoint;
+  Fingerprint fingerprint;
+  fingerprint.Add("made up");
+  fingerprint.Add(identity);
+  checkpoint.fingerprint_ = fingerprint.Hex();
+  checkpoint.made_up_ = true;
   return checkpoint;
 }
 
@@ -228,10 +240,17 @@ Result<const TensorInfo*> Checkpoint::Find(const std::string& name) const {
   return &it->second;
 }
 
-Result<MappedTensor> Checkpoint::Map(const std::string& name) const {
+Result<MappedTensor> Checkpoint::Map(const std::string& name, int index) const {
   MOE_ASSIGN_OR_RETURN(const TensorInfo* info, Find(name));
+  std::uint64_t offset = info->offset;
+  std::uint64_t bytes = info->bytes;
+  if (index >= 0) {
+    MOE_CHECK(!info->shape.empty() && index < info->shape.front());
+    bytes /= static_cast<std::uint64_t>(info->shape.front());
+    offset += bytes * static_cast<std::uint64_t>(index);
+  }
   MappedTensor tensor;
-  if (info->bytes == 0) return tensor;
+  if (bytes == 0) return tensor;
   const int descriptor = descriptors_[info->file];
   // A file cut after Open would kill the process with SIGBUS when read.
   struct stat status {};
@@ -239,11 +258,11 @@ Result<MappedTensor> Checkpoint::Map(const std::string& name) const {
     return InvalidArgument(files_[info->file], " has become too short for tensor ", Printable(name));
   }
   const auto page = static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
-  const std::uint64_t begin = info->offset / page * page;
-  const std::size_t length = info->offset - begin + info->bytes;
+  const std::uint64_t begin = offset / page * page;
+  const std::size_t length = offset - begin + bytes;
   void* mapping = mmap(nullptr, length, PROT_READ, MAP_PRIVATE, descriptor, static_cast<off_t>(begin));
   if (mapping == MAP_FAILED) {
-    return ResourceExhausted(files_[info->file], ": mapping the ", info->bytes, " bytes of tensor ", Printable(name),
+    return ResourceExhausted(files_[info->file], ": mapping ", bytes, " bytes of tensor ", Printable(name),
                              " failed: ", ErrnoText());
   }
   // Advice only: each tensor is read once, front to back.
@@ -251,9 +270,9 @@ Result<MappedTensor> Checkpoint::Map(const std::string& name) const {
   madvise(mapping, length, MADV_WILLNEED);
   tensor.mapping_ = mapping;
   tensor.mapping_bytes_ = length;
-  tensor.data_ = static_cast<const std::byte*>(mapping) + (info->offset - begin);
-  tensor.bytes_ = info->bytes;
-  mapped_bytes_ += info->bytes;
+  tensor.data_ = static_cast<const std::byte*>(mapping) + (offset - begin);
+  tensor.bytes_ = bytes;
+  mapped_bytes_ += bytes;
   return tensor;
 }
 

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/status.h"
@@ -44,6 +45,11 @@ class Checkpoint {
   /// does.
   static Result<Checkpoint> Open(const std::filesystem::path& directory);
 
+  /// No files: tensors whose values are made up from their names (model/random_weight.h). `identity` tells one such
+  /// checkpoint from another: the text of its config.json.
+  static Checkpoint MadeUp(std::string_view identity);
+  bool made_up() const { return made_up_; }
+
   Checkpoint(Checkpoint&&) noexcept;
   Checkpoint& operator=(Checkpoint&&) noexcept;
   ~Checkpoint();
@@ -53,7 +59,8 @@ class Checkpoint {
   const std::string& file_name(const TensorInfo& tensor) const { return files_[tensor.file]; }
   /// NOT_FOUND naming the tensor.
   Result<const TensorInfo*> Find(const std::string& name) const;
-  Result<MappedTensor> Map(const std::string& name) const;
+  /// The whole tensor, or with `index` >= 0 that one of its first dimension's parts.
+  Result<MappedTensor> Map(const std::string& name, int index = -1) const;
 
   /// Bytes of the tensors that Map has mapped so far, over the checkpoint's life: what a process really read.
   std::uint64_t mapped_bytes() const { return mapped_bytes_.load(); }
@@ -73,6 +80,7 @@ class Checkpoint {
   std::vector<int> descriptors_;    // one a file, owned
   std::map<std::string, TensorInfo> tensors_;
   std::string fingerprint_;
+  bool made_up_ = false;
   mutable std::atomic<std::uint64_t> mapped_bytes_ = 0;
 };
 

@@ -1,5 +1,8 @@
 #include "model/parameter_count.h"
 
+#include <set>
+#include <string_view>
+
 namespace moe {
 namespace {
 
@@ -7,6 +10,55 @@ std::uint64_t Sum(const std::vector<TensorSpec>& specs) {
   std::uint64_t sum = 0;
   for (const TensorSpec& spec : specs) sum += spec.elements();
   return sum;
+}
+
+std::uint64_t Elements(const std::vector<std::int64_t>& shape) {
+  std::uint64_t count = 1;
+  for (const std::int64_t dim : shape) count *= static_cast<std::uint64_t>(dim);
+  return count;
+}
+
+/// Adds up the stored tensors of weights; several weights may lie in one tensor.
+class StoredSum {
+ public:
+  void Add(const std::vector<TensorSpec>& specs, std::uint64_t times = 1) {
+    std::set<std::string_view> seen;
+    for (const TensorSpec& spec : specs) {
+      if (!seen.insert(spec.name).second) continue;
+      const bool blocks = spec.encoding == StoredEncoding::kMxfp4;
+      values += times * Elements(blocks ? BlocksShape(spec) : spec.stored_shape);
+      if (spec.encoding != StoredEncoding::kPlain) scales += times * Elements(ScalesShape(spec));
+    }
+  }
+  void AddLayer(const ModelConfig& config, int layer) {
+    Add(LayerTensors(config, layer));
+    const auto& moe = config.layers[static_cast<std::size_t>(layer)].moe;
+    if (!moe) return;
+    const bool fused = config.names_of(layer).expert_layout.fused;
+    Add(ExpertTensors(config, layer, 0), fused ? 1 : static_cast<std::uint64_t>(moe->gate.num_experts));
+  }
+
+  std::uint64_t values = 0;
+  std::uint64_t scales = 0;
+};
+
+CheckpointElements CountElements(const ModelConfig& config) {
+  StoredSum main;
+  main.Add(OuterTensors(config));
+  for (int layer = 0; layer < config.num_layers(); ++layer) main.AddLayer(config, layer);
+  CheckpointElements elements{.weights = main.values, .scales = main.scales};
+  if (config.prediction_layers == 0) return elements;
+
+  // A layer like the last one; enorm, hnorm, shared_head.norm (hidden), eh_proj (hidden, 2 hidden); embedding and head
+  // once more (DeepSeek-V3 technical report, section 2.2; checkpoint layout as published).
+  StoredSum extra;
+  extra.AddLayer(config, config.num_layers() - 1);
+  const auto layers = static_cast<std::uint64_t>(config.prediction_layers);
+  const auto hidden = static_cast<std::uint64_t>(config.hidden);
+  elements.prediction_layers = layers * (extra.values + 3 * hidden + 2 * hidden * hidden);
+  elements.scales += layers * extra.scales;
+  elements.duplicates = layers * 2 * static_cast<std::uint64_t>(config.vocab_size) * hidden;
+  return elements;
 }
 
 }  // namespace
@@ -48,6 +100,7 @@ ParameterCount CountParameters(const ModelConfig& config) {
   count.active = count.total - idle_experts;
   count.active_without_embedding = count.active;
   if (!config.tied_embeddings) count.active_without_embedding -= count.part(ModelPart::kEmbedding);
+  count.checkpoint = CountElements(config);
   return count;
 }
 

@@ -16,6 +16,17 @@ namespace moe {
 /// "embedding", "attention", "router", "experts", "shared_experts", "dense_ffn", "norms", "head".
 std::string_view Name(ModelPart part);
 
+/// What the files of a published checkpoint hold, in elements of their tensors. MXFP4's blocks count as stored, two
+/// weights an element.
+struct CheckpointElements {
+  std::uint64_t weights = 0;            // of the model that is served
+  std::uint64_t scales = 0;             // of MXFP4 and FP8 blocks, of the prediction layers too
+  std::uint64_t prediction_layers = 0;  // beside the main model
+  std::uint64_t duplicates = 0;         // tables that prediction layers repeat
+
+  std::uint64_t total() const { return weights + scales + prediction_layers + duplicates; }
+};
+
 struct ParameterCount {
   std::uint64_t total = 0;
   /// Every weight that one token's forward pass touches, embedding and output matrices included.
@@ -26,6 +37,7 @@ struct ParameterCount {
   std::array<std::uint64_t, kNumModelParts> by_part{};  // indexed by ModelPart; their sum is `total`
   /// Of one routed expert of each layer, 0 for dense layers.
   std::vector<std::uint64_t> parameters_each;
+  CheckpointElements checkpoint;
 
   std::uint64_t part(ModelPart part) const { return by_part[static_cast<std::size_t>(part)]; }
   /// Of one routed expert (they agree over the layers), 0 for a dense model.

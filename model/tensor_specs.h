@@ -28,6 +28,7 @@ inline constexpr std::size_t kNumModelParts = 8;
 enum class TensorRole : std::uint8_t {
   kEmbedding,
   kPositions,
+  kEncoderNorm,  // after the encoder's last layer
   kFinalNorm,
   kHead,
   kAttentionNorm,
@@ -60,6 +61,11 @@ enum class TensorRole : std::uint8_t {
   kMlpDown,
 };
 
+/// A block of MXFP4 covers this many inputs (OCP MX specification 1.0, section 5.2), one of FP8 this many inputs and
+/// outputs (DeepSeek-V3's published layout).
+inline constexpr std::int64_t kMxBlock = 32;
+inline constexpr std::int64_t kFp8Block = 128;
+
 /// Which elements of a stored tensor a weight is.
 struct TensorSlice {
   int expert = -1;          // index into the first dimension, which the weight does not have; -1: no such dimension
@@ -77,7 +83,7 @@ struct TensorSpec {
 
   std::string name;                        // of the stored tensor: "model.layers.0.self_attn.q_proj.weight"
   std::vector<std::int64_t> stored_shape;  // in the plain encoding
-  TensorSlice slice;
+  TensorSlice slice = {};
   StoredEncoding encoding = StoredEncoding::kPlain;  // how it may be stored instead, by the config
 
   std::uint64_t elements() const;

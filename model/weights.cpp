@@ -5,160 +5,182 @@
 #include <functional>
 #include <initializer_list>
 #include <optional>
-#include <set>
 #include <span>
 #include <string>
-#include <string_view>
 #include <utility>
 
-#include "model/json.h"
+#include "core/check.h"
 #include "model/parameter_count.h"
+#include "model/stored_weight.h"
+#include "model/tensor_check.h"
 #include "model/tensor_specs.h"
 
 namespace moe {
 namespace {
 
-/// The stored types that the layers can be computed from; others (F8_E4M3, U8, …) need a family that knows their
-/// scales.
-std::optional<WeightType> StoredType(std::string_view dtype) {
-  if (dtype == "F32") return WeightType::kF32;
-  if (dtype == "BF16") return WeightType::kBf16;
-  if (dtype == "F16") return WeightType::kF16;
-  return std::nullopt;
-}
+using Roles = std::initializer_list<TensorRole>;
 
-/// That the tensor is there, and has the shape and a type that can be used.
-Status CheckTensor(const Checkpoint& checkpoint, const TensorSpec& spec) {
-  MOE_ASSIGN_OR_RETURN(const TensorInfo* info, checkpoint.Find(spec.name));
-  const std::string& file = checkpoint.file_name(*info);
-  if (info->shape != spec.shape) {
-    return InvalidArgument(file, ": tensor ", spec.name, " has shape ", ShapeText(info->shape),
-                           ", but config.json describes ", ShapeText(spec.shape));
-  }
-  if (!StoredType(info->dtype).has_value()) {
-    return InvalidArgument(file, ": tensor ", spec.name, " has dtype ", info->dtype, ", not F32, BF16 or F16");
-  }
-  return Status::Ok();
-}
+/// The weights of one layer, expert or of the outside, and where they are read from.
+struct Source {
+  const Checkpoint& checkpoint;
+  std::vector<TensorSpec> specs;
 
-/// A mapped tensor as the kernels take it: (outputs, inputs), or one row for a vector.
-struct StoredTensor {
-  MappedTensor mapping;
-  WeightView view;
+  const TensorSpec* Find(TensorRole role, bool bias = false) const {
+    const auto it = std::ranges::find_if(specs, [&](const TensorSpec& s) { return s.role == role && s.bias == bias; });
+    return it == specs.end() ? nullptr : &*it;
+  }
 };
 
-Result<StoredTensor> MapTensor(const Checkpoint& checkpoint, const TensorSpec& spec) {
-  MOE_RETURN_IF_ERROR(CheckTensor(checkpoint, spec));
-  MOE_ASSIGN_OR_RETURN(const TensorInfo* info, checkpoint.Find(spec.name));
-  StoredTensor tensor;
-  MOE_ASSIGN_OR_RETURN(tensor.mapping, checkpoint.Map(spec.name));
-  tensor.view = {.type = *StoredType(info->dtype),
-                 .data = tensor.mapping.data(),
-                 .rows = spec.shape.size() == 1 ? 1 : static_cast<std::size_t>(spec.shape.front()),
-                 .cols = static_cast<std::size_t>(spec.shape.back())};
-  return tensor;
-}
-
-const TensorSpec* FindSpec(std::span<const TensorSpec> specs, TensorRole role, bool bias) {
-  const auto it = std::ranges::find_if(specs, [&](const TensorSpec& s) { return s.role == role && s.bias == bias; });
-  return it == specs.end() ? nullptr : &*it;
-}
-
-/// The matrices of `roles`, one below the other. Packed straight from the mappings, which end here.
-Status LoadMatrix(const Checkpoint& checkpoint, std::span<const TensorSpec> specs,
-                  std::initializer_list<TensorRole> roles, WeightType type, PackedMatrix& out) {
-  std::vector<StoredTensor> tensors;
+/// The matrices of `roles` that the model has, one below the other. Packed straight from the mappings, which end here.
+Status LoadMatrix(const Source& source, Roles roles, WeightType type, PackedMatrix& out) {
+  std::vector<StoredMatrix> parts;
   std::vector<WeightView> views;
+  std::size_t rows = 0;
   for (const TensorRole role : roles) {
-    const TensorSpec* spec = FindSpec(specs, role, false);
-    MOE_CHECK(spec != nullptr);
-    MOE_ASSIGN_OR_RETURN(StoredTensor tensor, MapTensor(checkpoint, *spec));
-    views.push_back(tensor.view);
-    tensors.push_back(std::move(tensor));
-  }
-  out = PackedMatrix::Pack(views, type);
-  return Status::Ok();
-}
-
-/// The vectors of `roles` (norms, or the biases of these matrices), one after the other, in fp32; none: empty.
-Status LoadVector(const Checkpoint& checkpoint, std::span<const TensorSpec> specs,
-                  std::initializer_list<TensorRole> roles, bool bias, std::vector<float>& out) {
-  for (const TensorRole role : roles) {
-    const TensorSpec* spec = FindSpec(specs, role, bias);
+    const TensorSpec* spec = source.Find(role);
     if (spec == nullptr) continue;
-    MOE_ASSIGN_OR_RETURN(const StoredTensor tensor, MapTensor(checkpoint, *spec));
-    for (std::size_t i = 0; i < tensor.view.cols; ++i) out.push_back(tensor.view.at(0, i));
+    MOE_ASSIGN_OR_RETURN(StoredMatrix part, StoredMatrix::Map(source.checkpoint, *spec));
+    if (const auto view = part.plain()) views.push_back(*view);
+    rows += part.rows();
+    parts.push_back(std::move(part));
+  }
+  if (parts.empty()) return Status::Ok();
+  if (views.size() == parts.size()) {
+    out = PackedMatrix::Pack(views, type);
+    return Status::Ok();
+  }
+  out = PackedMatrix::Pack(rows, parts.front().cols(), type, [&](std::size_t first, MatrixView<float> block) {
+    std::size_t done = 0;
+    std::size_t begin = 0;  // of the part among all rows
+    for (const StoredMatrix& part : parts) {
+      const std::size_t at = first + done;
+      const std::size_t end = begin + part.rows();
+      if (at < end && done < block.rows()) {
+        const std::size_t count = std::min(end - at, block.rows() - done);
+        part.ReadRows(at - begin, block.Rows(done, count));
+        done += count;
+      }
+      begin = end;
+    }
+  });
+  return Status::Ok();
+}
+
+/// The vectors of `roles`, one after the other; those that the model does not have take no room.
+Status LoadVectors(const Source& source, Roles roles, std::vector<float>& out, bool bias = false) {
+  for (const TensorRole role : roles) {
+    const TensorSpec* spec = source.Find(role, bias);
+    if (spec == nullptr) continue;
+    MOE_ASSIGN_OR_RETURN(const std::vector<float> values, ReadVector(source.checkpoint, *spec));
+    out.insert(out.end(), values.begin(), values.end());
   }
   return Status::Ok();
 }
 
-Status LoadMlp(const Checkpoint& checkpoint, std::span<const TensorSpec> specs, WeightType type, MlpWeights& out) {
-  const std::initializer_list<TensorRole> gate_up = {TensorRole::kMlpGate, TensorRole::kMlpUp};
-  MOE_RETURN_IF_ERROR(LoadMatrix(checkpoint, specs, gate_up, type, out.gate_up));
-  MOE_RETURN_IF_ERROR(LoadMatrix(checkpoint, specs, {TensorRole::kMlpDown}, type, out.down));
-  MOE_RETURN_IF_ERROR(LoadVector(checkpoint, specs, gate_up, true, out.gate_up_bias));
-  return LoadVector(checkpoint, specs, {TensorRole::kMlpDown}, true, out.down_bias);
-}
-
-Status LoadAttention(const Checkpoint& checkpoint, std::span<const TensorSpec> specs, WeightType type,
-                     AttentionWeights& out) {
-  const std::initializer_list<TensorRole> qkv = {TensorRole::kQuery, TensorRole::kKey, TensorRole::kValue};
-  MOE_RETURN_IF_ERROR(LoadMatrix(checkpoint, specs, qkv, type, out.qkv));
-  MOE_RETURN_IF_ERROR(LoadMatrix(checkpoint, specs, {TensorRole::kAttentionOut}, type, out.out));
-  MOE_RETURN_IF_ERROR(LoadVector(checkpoint, specs, qkv, true, out.qkv_bias));
-  return LoadVector(checkpoint, specs, {TensorRole::kAttentionOut}, true, out.out_bias);
-}
-
-Status LoadNormsAndFfn(const ModelConfig& config, const Checkpoint& checkpoint, int index, WeightType type,
-                       LayerWeights& out) {
-  const std::vector<TensorSpec> specs = LayerTensors(config, index);
-  MOE_RETURN_IF_ERROR(LoadVector(checkpoint, specs, {TensorRole::kAttentionNorm}, false, out.attention_norm));
-  MOE_RETURN_IF_ERROR(LoadVector(checkpoint, specs, {TensorRole::kFfnNorm}, false, out.ffn_norm));
-  if (!config.layers[static_cast<std::size_t>(index)].moe.has_value()) {
-    return LoadMlp(checkpoint, specs, type, out.dense_mlp);
+/// The biases of LoadMatrix's matrices: zeros for one that has none while another has; empty when none has.
+Status LoadBiases(const Source& source, Roles roles, std::vector<float>& out) {
+  if (std::ranges::none_of(roles, [&](TensorRole role) { return source.Find(role, true) != nullptr; })) {
+    return Status::Ok();
   }
-  // The gate is fp32 whatever the weights are: a wrong route costs more than the few bytes.
-  return LoadMatrix(checkpoint, specs, {TensorRole::kRouter}, WeightType::kF32, out.gate);
+  for (const TensorRole role : roles) {
+    const TensorSpec* matrix = source.Find(role);
+    if (matrix == nullptr) continue;
+    if (source.Find(role, true) != nullptr) {
+      MOE_RETURN_IF_ERROR(LoadVectors(source, {role}, out, true));
+    } else {
+      out.resize(out.size() + static_cast<std::size_t>(matrix->shape[0]), 0.0f);
+    }
+  }
+  return Status::Ok();
+}
+
+Status LoadMlp(const Source& source, WeightType type, MlpWeights& out) {
+  const Roles inner = {TensorRole::kMlpGate, TensorRole::kMlpUp};
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, inner, type, out.gate_up));
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kMlpDown}, type, out.down));
+  MOE_RETURN_IF_ERROR(LoadBiases(source, inner, out.gate_up_bias));
+  return LoadBiases(source, {TensorRole::kMlpDown}, out.down_bias);
+}
+
+/// Splits kv_b_proj, per head nope_dim rows of keys, then value_dim of values. A score is q · (K c) = (Kᵀ q) · c, so
+/// keys are packed transposed.
+Status LoadLatentUp(const Source& source, const AttentionSpec& spec, WeightType type, AttentionWeights& out) {
+  MOE_ASSIGN_OR_RETURN(const StoredMatrix up, StoredMatrix::Map(source.checkpoint, *source.Find(TensorRole::kKvUp)));
+  const auto nope = static_cast<std::size_t>(spec.latent->nope_dim);
+  const auto value = static_cast<std::size_t>(spec.latent->value_dim);
+  const std::size_t rank = up.cols();
+  std::vector<float> keys(nope * rank);
+  const MatrixView<float> key_rows(keys.data(), nope, rank);
+  for (std::size_t head = 0; head < static_cast<std::size_t>(spec.num_heads); ++head) {
+    const std::size_t first = head * (nope + value);
+    up.ReadRows(first, key_rows);
+    out.key_up.push_back(PackedMatrix::Pack(rank, nope, type, [&](std::size_t row, MatrixView<float> block) {
+      for (std::size_t i = 0; i < block.rows(); ++i) {
+        for (std::size_t j = 0; j < nope; ++j) block(i, j) = key_rows(j, row + i);
+      }
+    }));
+    out.value_up.push_back(PackedMatrix::Pack(
+        value, rank, type, [&](std::size_t row, MatrixView<float> block) { up.ReadRows(first + nope + row, block); }));
+  }
+  return Status::Ok();
+}
+
+Status LoadAttention(const Source& source, const AttentionSpec& spec, WeightType type, AttentionWeights& out) {
+  // Of these, a layer has either its queries whole or their low rank, and either keys and values or their latent.
+  const Roles first = {TensorRole::kQueryDown, TensorRole::kQuery, TensorRole::kKey, TensorRole::kValue,
+                       TensorRole::kKvDown};
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, first, type, out.projection));
+  MOE_RETURN_IF_ERROR(LoadBiases(source, first, out.projection_bias));
+  MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kQueryNorm}, out.query_norm));
+  MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kKeyNorm}, out.key_norm));
+  MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kSinks}, out.sinks));
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kAttentionOut}, type, out.out));
+  MOE_RETURN_IF_ERROR(LoadBiases(source, {TensorRole::kAttentionOut}, out.out_bias));
+  if (!spec.latent) return Status::Ok();
+  MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kQueryDownNorm}, out.query_down_norm));
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kQueryUp}, type, out.query_up));
+  MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kKvDownNorm}, out.kv_down_norm));
+  return LoadLatentUp(source, spec, type, out);
+}
+
+Status LoadCrossAttention(const Source& source, WeightType type, CrossAttentionWeights& out) {
+  MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kCrossNorm}, out.norm));
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kCrossQuery}, type, out.query));
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kCrossKey, TensorRole::kCrossValue}, type, out.key_value));
+  return LoadMatrix(source, {TensorRole::kCrossOut}, type, out.out);
+}
+
+Status LoadNormsAndFfn(const Source& source, const LayerSpec& spec, WeightType type, LayerWeights& out) {
+  MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kAttentionNorm}, out.attention_norm));
+  MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kFfnNorm}, out.ffn_norm));
+  if (spec.cross_attention) MOE_RETURN_IF_ERROR(LoadCrossAttention(source, type, out.cross.emplace()));
+  // Gates are fp32 whatever the weights are: a wrong route costs more than the few bytes.
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kRouter}, WeightType::kF32, out.gate));
+  MOE_RETURN_IF_ERROR(LoadBiases(source, {TensorRole::kRouter}, out.gate_bias));
+  MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kCorrectionBias}, out.correction_bias));
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kSharedRouter}, WeightType::kF32, out.shared_gate));
+  return LoadMlp(source, type, out.mlp);
 }
 
 /// Row-major, converted to `type`.
-std::vector<std::byte> ConvertRows(const WeightView& source, WeightType type) {
-  const std::size_t element_bytes = BytesPerWeight(type);
-  std::vector<std::byte> out(source.rows * source.cols * element_bytes);
-  if (source.type == type) {
-    std::memcpy(out.data(), source.data, out.size());
+std::vector<std::byte> ConvertRows(const StoredMatrix& source, WeightType type) {
+  const std::size_t row_bytes = source.cols() * BytesPerWeight(type);
+  std::vector<std::byte> out(source.rows() * row_bytes);
+  if (const auto view = source.plain(); view && view->type == type) {
+    std::memcpy(out.data(), view->data, out.size());
     return out;
   }
-  std::byte* next = out.data();
-  for (std::size_t row = 0; row < source.rows; ++row) {
-    for (std::size_t col = 0; col < source.cols; ++col, next += element_bytes) {
-      const float value = source.at(row, col);
-      if (type == WeightType::kF32) {
-        std::memcpy(next, &value, sizeof(value));
-      } else {
-        const std::uint16_t bits = type == WeightType::kBf16 ? F32ToBf16(value) : F32ToF16(value);
-        std::memcpy(next, &bits, sizeof(bits));
-      }
-    }
+  std::vector<float> row(source.cols());
+  for (std::size_t r = 0; r < source.rows(); ++r) {
+    source.ReadRows(r, MatrixView<float>(row.data(), 1, row.size()));
+    StoreRow(row, type, std::span(out).subspan(r * row_bytes, row_bytes));
   }
   return out;
 }
 
-std::string HeadName(const ModelConfig& config) { return config.tensor_names.head + ".weight"; }
-
-/// Files of tied models sometimes store the table twice. The second is not used, so it must be the same: its form here,
-/// its bytes when the embedding is loaded.
-Status CheckRepeatedHeadForm(const ModelConfig& config, const Checkpoint& checkpoint) {
-  MOE_ASSIGN_OR_RETURN(const TensorInfo* head, checkpoint.Find(HeadName(config)));
-  MOE_ASSIGN_OR_RETURN(const TensorInfo* embedding, checkpoint.Find(config.tensor_names.embedding + ".weight"));
-  if (head->shape == embedding->shape && head->dtype == embedding->dtype) return Status::Ok();
-  return InvalidArgument(checkpoint.file_name(*head), ": tensor ", HeadName(config), " has shape ",
-                         ShapeText(head->shape), " and dtype ", head->dtype, ", unlike the embedding that it repeats, ",
-                         ShapeText(embedding->shape), " and ", embedding->dtype, " (tie_word_embeddings is true)");
-}
-
+/// A repeated head must be the embedding, since it is not read.
 Status CheckRepeatedHead(const ModelConfig& config, const Checkpoint& checkpoint, const WeightView& embedding) {
-  const std::string name = HeadName(config);
+  const std::string name = config.tensor_names.head + ".weight";
   if (!config.tied_embeddings || !checkpoint.tensors().contains(name)) return Status::Ok();
   MOE_ASSIGN_OR_RETURN(const MappedTensor head, checkpoint.Map(name));
   if (std::memcmp(head.data(), embedding.data, head.bytes()) != 0) {
@@ -167,36 +189,54 @@ Status CheckRepeatedHead(const ModelConfig& config, const Checkpoint& checkpoint
   return Status::Ok();
 }
 
-Status LoadEmbedding(const ModelConfig& config, const Checkpoint& checkpoint, DenseWeights& out) {
-  const std::vector<TensorSpec> specs = OuterTensors(config);
-  MOE_ASSIGN_OR_RETURN(const StoredTensor embedding,
-                       MapTensor(checkpoint, *FindSpec(specs, TensorRole::kEmbedding, false)));
-  MOE_RETURN_IF_ERROR(CheckRepeatedHead(config, checkpoint, embedding.view));
-  out.embedding = ConvertRows(embedding.view, out.type);
-  return LoadVector(checkpoint, specs, {TensorRole::kFinalNorm}, false, out.final_norm);
-}
-
-Status LoadHead(const ModelConfig& config, const Checkpoint& checkpoint, DenseWeights& out) {
-  const TensorRole role = config.tied_embeddings ? TensorRole::kEmbedding : TensorRole::kHead;
-  return LoadMatrix(checkpoint, OuterTensors(config), {role}, out.type, out.head);
-}
-
-std::uint64_t FloatBytes(const std::vector<float>& values) { return values.size() * sizeof(float); }
-
-std::uint64_t BytesHeld(const DenseWeights& weights) {
-  std::uint64_t bytes = weights.embedding.size() + FloatBytes(weights.final_norm) + weights.head.bytes();
-  for (const LayerWeights& layer : weights.layers) {
-    bytes +=
-        FloatBytes(layer.attention_norm) + FloatBytes(layer.ffn_norm) + layer.gate.bytes() + layer.dense_mlp.bytes();
-    bytes += layer.attention.qkv.bytes() + layer.attention.out.bytes() + FloatBytes(layer.attention.qkv_bias) +
-             FloatBytes(layer.attention.out_bias);
+Status LoadEmbedding(const ModelConfig& config, const Source& source, DenseWeights& out) {
+  MOE_ASSIGN_OR_RETURN(const StoredMatrix embedding,
+                       StoredMatrix::Map(source.checkpoint, *source.Find(TensorRole::kEmbedding)));
+  if (const auto view = embedding.plain()) {
+    MOE_RETURN_IF_ERROR(CheckRepeatedHead(config, source.checkpoint, *view));
   }
+  out.embedding = ConvertRows(embedding, out.type);
+  MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kEncoderNorm}, out.encoder_norm));
+  return LoadVectors(source, {TensorRole::kFinalNorm}, out.final_norm);
+}
+
+/// The relative biases of a stack, which belong to its first layer.
+Status LoadRelativeBias(const ModelConfig& config, const Checkpoint& checkpoint, int layer, std::vector<float>& out) {
+  const Source source{checkpoint, LayerTensors(config, layer)};
+  const TensorSpec* spec = source.Find(TensorRole::kRelativeBias);
+  if (spec == nullptr) return Status::Ok();
+  MOE_ASSIGN_OR_RETURN(const StoredMatrix table, StoredMatrix::Map(checkpoint, *spec));
+  out.resize(table.rows() * table.cols());
+  table.ReadRows(0, MatrixView<float>(out.data(), table.rows(), table.cols()));
+  return Status::Ok();
+}
+
+std::uint64_t Bytes(const std::vector<float>& values) { return values.size() * sizeof(float); }
+std::uint64_t Bytes(const std::vector<PackedMatrix>& matrices) {
+  std::uint64_t bytes = 0;
+  for (const PackedMatrix& matrix : matrices) bytes += matrix.bytes();
   return bytes;
 }
 
-bool IsIgnorable(const ModelConfig& config, const std::string& name) {
-  return std::ranges::any_of(config.tensor_names.ignorable,
-                             [&](const std::string& pattern) { return MatchesPattern(name, pattern); });
+std::uint64_t Bytes(const AttentionWeights& w) {
+  return w.projection.bytes() + Bytes(w.projection_bias) + Bytes(w.query_norm) + Bytes(w.key_norm) + Bytes(w.sinks) +
+         w.out.bytes() + Bytes(w.out_bias) + Bytes(w.query_down_norm) + w.query_up.bytes() + Bytes(w.kv_down_norm) +
+         Bytes(w.key_up) + Bytes(w.value_up);
+}
+
+std::uint64_t Bytes(const LayerWeights& w) {
+  std::uint64_t bytes = Bytes(w.attention_norm) + Bytes(w.ffn_norm) + Bytes(w.attention) + w.gate.bytes() +
+                        Bytes(w.gate_bias) + Bytes(w.correction_bias) + w.mlp.bytes() + w.shared_gate.bytes();
+  if (w.cross)
+    bytes += Bytes(w.cross->norm) + w.cross->query.bytes() + w.cross->key_value.bytes() + w.cross->out.bytes();
+  return bytes;
+}
+
+std::uint64_t BytesHeld(const DenseWeights& weights) {
+  std::uint64_t bytes = weights.embedding.size() + Bytes(weights.encoder_norm) + Bytes(weights.final_norm) +
+                        weights.head.bytes() + Bytes(weights.encoder_relative_bias) + Bytes(weights.relative_bias);
+  for (const LayerWeights& layer : weights.layers) bytes += Bytes(layer);
+  return bytes;
 }
 
 /// A part of loading that touches nothing that another one touches.
@@ -217,52 +257,35 @@ std::uint64_t MlpWeights::parameters() const {
 }
 
 std::uint64_t MlpWeights::bytes() const {
-  return gate_up.bytes() + down.bytes() + FloatBytes(gate_up_bias) + FloatBytes(down_bias);
-}
-
-Status CheckTensors(const ModelConfig& config, const Checkpoint& checkpoint) {
-  std::set<std::string, std::less<>> known;
-  const auto check = [&](const std::vector<TensorSpec>& specs) -> Status {
-    for (const TensorSpec& spec : specs) {
-      MOE_RETURN_IF_ERROR(CheckTensor(checkpoint, spec));
-      known.insert(spec.name);
-    }
-    return Status::Ok();
-  };
-  MOE_RETURN_IF_ERROR(check(OuterTensors(config)));
-  for (int layer = 0; layer < config.num_layers(); ++layer) {
-    MOE_RETURN_IF_ERROR(check(LayerTensors(config, layer)));
-    const auto& moe = config.layers[static_cast<std::size_t>(layer)].moe;
-    for (int expert = 0; moe.has_value() && expert < moe->gate.num_experts; ++expert) {
-      MOE_RETURN_IF_ERROR(check(ExpertTensors(config, layer, expert)));
-    }
-  }
-  if (config.tied_embeddings && checkpoint.tensors().contains(HeadName(config))) {
-    MOE_RETURN_IF_ERROR(CheckRepeatedHeadForm(config, checkpoint));
-    known.insert(HeadName(config));
-  }
-  for (const auto& [name, info] : checkpoint.tensors()) {
-    if (known.contains(name) || IsIgnorable(config, name)) continue;
-    return InvalidArgument(checkpoint.file_name(info), ": tensor ", Printable(name), " is unknown to model_type ",
-                           config.model_type, " with this config.json");
-  }
-  return Status::Ok();
+  return gate_up.bytes() + down.bytes() + Bytes(gate_up_bias) + Bytes(down_bias);
 }
 
 Result<DenseWeights> LoadDenseWeights(const ModelConfig& config, const Checkpoint& checkpoint, WeightType type,
                                       ThreadPool& pool) {
-  MOE_RETURN_IF_ERROR(CheckTensors(config, checkpoint));
+  MOE_RETURN_IF_ERROR(CheckTensors(config, checkpoint).status());
   DenseWeights weights;
   weights.type = type;
   weights.layers.resize(config.layers.size());
+  const Source outer{checkpoint, OuterTensors(config)};
   std::vector<Job> jobs;
-  jobs.push_back([&] { return LoadEmbedding(config, checkpoint, weights); });
-  jobs.push_back([&] { return LoadHead(config, checkpoint, weights); });
+  jobs.push_back([&] { return LoadEmbedding(config, outer, weights); });
+  jobs.push_back([&] {
+    const TensorRole role = config.tied_embeddings ? TensorRole::kEmbedding : TensorRole::kHead;
+    return LoadMatrix(outer, {role}, type, weights.head);
+  });
+  if (config.has_encoder()) {
+    jobs.push_back([&] { return LoadRelativeBias(config, checkpoint, 0, weights.encoder_relative_bias); });
+  }
+  jobs.push_back([&] { return LoadRelativeBias(config, checkpoint, config.encoder_layers, weights.relative_bias); });
   for (int i = 0; i < config.num_layers(); ++i) {
     LayerWeights* layer = &weights.layers[static_cast<std::size_t>(i)];
-    jobs.push_back(
-        [&, i, layer] { return LoadAttention(checkpoint, LayerTensors(config, i), type, layer->attention); });
-    jobs.push_back([&, i, layer] { return LoadNormsAndFfn(config, checkpoint, i, type, *layer); });
+    const LayerSpec* spec = &config.layers[static_cast<std::size_t>(i)];
+    jobs.push_back([&, i, layer, spec] {
+      return LoadAttention({checkpoint, LayerTensors(config, i)}, spec->attention, type, layer->attention);
+    });
+    jobs.push_back([&, i, layer, spec] {
+      return LoadNormsAndFfn({checkpoint, LayerTensors(config, i)}, *spec, type, *layer);
+    });
   }
   MOE_RETURN_IF_ERROR(RunJobs(jobs, pool));
   weights.parameters = CountParameters(config).dense();
@@ -280,7 +303,7 @@ Result<MlpWeights> LoadExpertWeights(const ModelConfig& config, const Checkpoint
     return InvalidArgument("expert ", expert, " is not one of the ", num_experts, " experts of layer ", layer);
   }
   MlpWeights weights;
-  MOE_RETURN_IF_ERROR(LoadMlp(checkpoint, ExpertTensors(config, layer, expert), type, weights));
+  MOE_RETURN_IF_ERROR(LoadMlp({checkpoint, ExpertTensors(config, layer, expert)}, type, weights));
   return weights;
 }
 
