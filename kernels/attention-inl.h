@@ -18,60 +18,93 @@ namespace HWY_NAMESPACE {
 static_assert(kPageTokens == 2 * kLanes);
 inline constexpr std::size_t kPanelsPerPage = 2;
 
-/// Query heads that go through the pages together.
-inline constexpr std::size_t kMaxHeads = kMaxTileRows;
-inline constexpr std::size_t kMaxPagesAtOnce = kMaxPanels / kPanelsPerPage;
+/// Query heads that go through the pages together, in tiles. Latent attention has up to 128 heads on one page of
+/// 32 x 576 fp32, 72 KiB: each head does 70,000 operations with it, so that 32 heads do 30 a byte, well over what
+/// memory can starve; their queries and outputs are another 136 KiB of the second-level cache.
+inline constexpr std::size_t kMaxHeads = 32;
+
+// A tile of scores of key rows, (heads, positions) sums of sixteen lanes. The registers have to hold the sums, one
+// key of each position and one query: 16 + 4 + 1 of 32 with AVX-512, 8 loads for 16 multiply-adds; 8 + 4 + 2 of 16
+// with AVX2.
+inline constexpr std::size_t kRowTileHeads = kRegistersPerLanes == 1 ? 4 : 2;
+inline constexpr std::size_t kRowTilePositions = kRegistersPerLanes == 1 ? 4 : 2;
 
 /// Where the online softmax of one head stands.
 struct SoftmaxState {
   float highest = -kInfinity;
   float total = 0;
+
+  /// Lets scores as high as `score` in and returns the factor for the sums so far. As long as every score is -infinity
+  /// the sums stay 0.
+  float RaiseTo(float score) {
+    const float before = highest;
+    highest = std::max(highest, score);
+    const float rescale = moe::Exp(before - shift());
+    total *= rescale;
+    return rescale;
+  }
+  /// What is taken off a score.
+  float shift() const { return highest == -kInfinity ? 0.0f : highest; }
 };
 
-/// Turns one block's scores into weights, in place, and returns the factor for the sums so far. Positions outside
-/// [first, last) of the block are invisible; their scores may be anything.
-inline float WeighBlock(std::span<float> scores, std::size_t first, std::size_t last, float scale,
-                        SoftmaxState& state) {
-  const Lanes factor = Broadcast(scale);
-  Lanes low = Mul(Load(scores.data()), factor);
-  Lanes high = Mul(Load(scores.data() + kLanes), factor);
-  if (first > 0 || last < kPageTokens) {
-    low = Within(low, std::min(first, kLanes), std::min(last, kLanes), -kInfinity);
-    high = Within(high, std::max(first, kLanes) - kLanes, std::max(last, kLanes) - kLanes, -kInfinity);
-  }
-  const float highest = std::max(state.highest, MaxOfLanes(Max(low, high)));
-  low = Exp(Sub(low, Broadcast(highest)));
-  high = Exp(Sub(high, Broadcast(highest)));
-  Store(low, scores.data());
-  Store(high, scores.data() + kLanes);
-  const float rescale = moe::Exp(state.highest - highest);
-  state.total = state.total * rescale + SumOfLanes(Add(low, high));
-  state.highest = highest;
-  return rescale;
+/// One page of positions, of which [first, last) are visible.
+struct Block {
+  std::size_t page = 0;
+  std::size_t first = 0;
+  std::size_t last = kPageTokens;
+
+  bool whole() const { return first == 0 && last == kPageTokens; }
+};
+
+inline Block BlockOf(const AttentionTask& task, std::size_t page) {
+  const std::size_t start = page * kPageTokens;
+  return {page, std::max(task.begin, start) - start, std::min(task.end - start, kPageTokens)};
 }
 
-inline void Scale(std::span<float> values, float by) {
-  const Lanes factor = Broadcast(by);
-  for (std::size_t i = 0; i < values.size(); i += kLanes) {
-    const std::size_t count = values.size() - i;
-    StoreUpTo16(Mul(LoadUpTo16(values.data() + i, count), factor), values.data() + i, count);
+/// Turns one head's scores of a block into weights, in place, and returns the factor for the sums so far. Scores and
+/// bias of invisible positions may be anything.
+inline float WeighBlock(const AttentionTask& task, std::size_t head, const Block& block, std::span<float> scores,
+                        SoftmaxState& state) {
+  const Lanes factor = Broadcast(task.scale);
+  Lanes low = Mul(Load(scores.data()), factor);
+  Lanes high = Mul(Load(scores.data() + kLanes), factor);
+  if (task.bias.rows() > 0) {
+    const float* bias = task.bias.row(head).data() + block.page * kPageTokens;
+    low = Add(low, Load(bias));
+    high = Add(high, Load(bias + kLanes));
   }
+  if (!block.whole()) {
+    low = Within(low, std::min(block.first, kLanes), std::min(block.last, kLanes), -kInfinity);
+    high = Within(high, std::max(block.first, kLanes) - kLanes, std::max(block.last, kLanes) - kLanes, -kInfinity);
+  }
+  const float rescale = state.RaiseTo(MaxOfLanes(Max(low, high)));
+  const Lanes shift = Broadcast(state.shift());
+  low = Exp(Sub(low, shift));
+  high = Exp(Sub(high, shift));
+  Store(low, scores.data());
+  Store(high, scores.data() + kLanes);
+  state.total += SumOfLanes(Add(low, high));
+  return rescale;
 }
 
 /// out(head, :) += sum over positions of weights(head, position) * values(position, :).
 inline void AddValues(MatrixView<const float> weights, MatrixView<const float> values, MatrixView<float> out) {
+  const RowTiles tiles(weights.rows());
   const std::size_t whole = values.cols() / kLanes;
   std::array<const std::byte*, kMaxPanels> panels;
   for (std::size_t first = 0; first < whole;) {
-    const std::size_t count = PanelsAtOnce(weights.rows(), whole - first);
+    const std::size_t count = PanelsAtOnce(tiles.largest(), whole - first);
     for (std::size_t p = 0; p < count; ++p) {
       panels[p] = reinterpret_cast<const std::byte*>(values.data() + (first + p) * kLanes);
     }
-    RunTileOf<WeightType::kF32>({.x = weights,
-                                 .panels = {panels.data(), count},
-                                 .panel_stride = values.stride() * sizeof(float),
-                                 .y = out.Columns(first * kLanes, count * kLanes),
-                                 .continued = true});
+    for (std::size_t tile = 0; tile < tiles.count(); ++tile) {
+      const MatrixView<float> y = out.Rows(tiles.begin(tile), tiles.size(tile));
+      RunTileOf<WeightType::kF32>({.x = weights.Rows(tiles.begin(tile), tiles.size(tile)),
+                                   .panels = {panels.data(), count},
+                                   .panel_stride = values.stride() * sizeof(float),
+                                   .y = y.Columns(first * kLanes, count * kLanes),
+                                   .continued = true});
+    }
     first += count;
   }
   const std::size_t done = whole * kLanes;
@@ -87,64 +120,161 @@ inline void AddValues(MatrixView<const float> weights, MatrixView<const float> v
 }
 
 /// Scores of all positions of as many pages as `scores` has room for, from page `page` on: (heads, 32 pages), unscaled.
-inline void ScorePages(const AttentionTask& task, MatrixView<const float> queries, std::size_t page,
-                       MatrixView<float> scores) {
+inline void ScoreColumns(const AttentionTask& task, std::size_t page, MatrixView<float> scores) {
+  const RowTiles tiles(task.queries.rows());
   std::array<const std::byte*, kMaxPanels> panels;
   const std::size_t whole = scores.cols() / kLanes;
   for (std::size_t first = 0; first < whole;) {
-    const std::size_t count = PanelsAtOnce(queries.rows(), whole - first);
+    const std::size_t count = PanelsAtOnce(tiles.largest(), whole - first);
     for (std::size_t p = 0; p < count; ++p) {
       const std::size_t panel = first + p;
       const float* keys = task.key_pages[page + panel / kPanelsPerPage] + panel % kPanelsPerPage * kLanes;
       panels[p] = reinterpret_cast<const std::byte*>(keys);
     }
-    RunTileOf<WeightType::kF32>({.x = queries,
-                                 .panels = {panels.data(), count},
-                                 .panel_stride = kPageTokens * sizeof(float),
-                                 .y = scores.Columns(first * kLanes, count * kLanes)});
+    for (std::size_t tile = 0; tile < tiles.count(); ++tile) {
+      const MatrixView<float> y = scores.Rows(tiles.begin(tile), tiles.size(tile));
+      RunTileOf<WeightType::kF32>({.x = task.queries.Rows(tiles.begin(tile), tiles.size(tile)),
+                                   .panels = {panels.data(), count},
+                                   .panel_stride = kPageTokens * sizeof(float),
+                                   .y = y.Columns(first * kLanes, count * kLanes)});
+    }
     first += count;
   }
 }
 
-/// Heads [first_head, first_head + heads) of the task, at most kMaxHeads.
-inline void AttendHeads(const AttentionTask& task, std::size_t first_head, std::size_t heads) {
-  alignas(64) std::array<float, kMaxHeads * kMaxPagesAtOnce * kPageTokens> scratch;
+/// scores(h, t) = the lane sum of queries(h, :) * keys(t, :).
+struct RowTileTask {
+  MatrixView<const float> queries;  // (heads, key_dim)
+  MatrixView<const float> keys;     // (positions, key_dim)
+  MatrixView<float> scores;         // (heads, positions)
+};
+
+/// Adds the products of lanes [at, at + count) of each row to the sums; count is 16 when kWhole.
+template <bool kWhole, std::size_t kHeads, std::size_t kPositions>
+HWY_INLINE void AddProducts(const float* const (&queries)[kHeads], const float* const (&keys)[kPositions],
+                            std::size_t at, std::size_t count, Lanes (&sums)[kHeads][kPositions]) {
+  Lanes key[kPositions];
+  MOE_UNROLL for (std::size_t p = 0; p < kPositions; ++p) {
+    key[p] = kWhole ? Load(keys[p] + at) : LoadFirst(keys[p] + at, count);
+  }
+  MOE_UNROLL for (std::size_t h = 0; h < kHeads; ++h) {
+    const Lanes query = kWhole ? Load(queries[h] + at) : LoadFirst(queries[h] + at, count);
+    MOE_UNROLL for (std::size_t p = 0; p < kPositions; ++p) sums[h][p] = Fma(query, key[p], sums[h][p]);
+  }
+}
+
+template <std::size_t kHeads, std::size_t kPositions>
+HWY_NOINLINE void RunRowTile(const RowTileTask& task) {
+  Lanes sums[kHeads][kPositions];
+  const float* queries[kHeads];
+  const float* keys[kPositions];
+  MOE_UNROLL for (std::size_t h = 0; h < kHeads; ++h) {
+    queries[h] = task.queries.data() + h * task.queries.stride();
+    MOE_UNROLL for (std::size_t p = 0; p < kPositions; ++p) sums[h][p] = Broadcast(0);
+  }
+  MOE_UNROLL for (std::size_t p = 0; p < kPositions; ++p) keys[p] = task.keys.data() + p * task.keys.stride();
+  const std::size_t dim = task.keys.cols();
+  std::size_t at = 0;
+  for (; at + kLanes <= dim; at += kLanes) AddProducts<true>(queries, keys, at, kLanes, sums);
+  if (at < dim) AddProducts<false>(queries, keys, at, dim - at, sums);
+  MOE_UNROLL for (std::size_t h = 0; h < kHeads; ++h) {
+    MOE_UNROLL for (std::size_t p = 0; p < kPositions; ++p) task.scores(h, p) = SumOfLanes(sums[h][p]);
+  }
+}
+
+using RowTileFunction = void (*)(const RowTileTask&);
+
+/// Runs the tile that fits the task: 1 … kRowTileHeads heads, 1 or kRowTilePositions positions.
+inline void RunRowTileOf(const RowTileTask& task) {
+  static constexpr auto kTiles = []<std::size_t... kHead>(std::index_sequence<kHead...>) {
+    return std::array{
+        std::array<RowTileFunction, 2>{&RunRowTile<kHead + 1, 1>, &RunRowTile<kHead + 1, kRowTilePositions>}...};
+  }
+  (std::make_index_sequence<kRowTileHeads>());
+  kTiles[task.queries.rows() - 1][task.keys.rows() > 1 ? 1 : 0](task);
+}
+
+/// Scores of the visible positions of a block whose keys are rows: (heads, 32), unscaled, 0 at the invisible ones. A
+/// few positions are taken at a time for all heads, so that keys are loaded into the first-level cache once.
+inline void ScoreRows(const AttentionTask& task, const Block& block, MatrixView<float> scores) {
+  const std::size_t heads = task.queries.rows();
+  if (!block.whole()) {
+    for (std::size_t head = 0; head < heads; ++head) std::fill_n(scores.row(head).begin(), kPageTokens, 0.0f);
+  }
+  const MatrixView<const float> keys(task.key_pages[block.page], kPageTokens, task.queries.cols());
+  for (std::size_t at = block.first; at < block.last;) {
+    const std::size_t positions = block.last - at >= kRowTilePositions ? kRowTilePositions : 1;
+    for (std::size_t head = 0; head < heads; head += kRowTileHeads) {
+      const std::size_t count = std::min(kRowTileHeads, heads - head);
+      RunRowTileOf({.queries = task.queries.Rows(head, count),
+                    .keys = keys.Rows(at, positions),
+                    .scores = scores.Rows(head, count).Columns(at, positions)});
+    }
+    at += positions;
+  }
+}
+
+/// Attention of at most kMaxHeads heads.
+inline void AttendHeads(const AttentionTask& task) {
+  const std::size_t heads = task.queries.rows();
+  const std::size_t dim = task.out.cols();
+  // With few heads the columns of several pages are scored at once, to keep enough sums under way.
+  const bool rows = task.key_layout == KeyLayout::kRows;
+  const std::size_t wanted = rows ? 1 : std::max<std::size_t>(PanelsForRows(heads) / kPanelsPerPage, 1);
+  alignas(64) std::array<float, kMaxHeads * kPageTokens> scratch;
+  static_assert(kMaxHeads >= kMaxPanels / kPanelsPerPage);
   std::array<SoftmaxState, kMaxHeads> states;
-  const MatrixView<const float> queries = task.queries.Rows(first_head, heads);
-  const MatrixView<float> out = task.out.Rows(first_head, heads);
-  for (std::size_t head = 0; head < heads; ++head) std::fill_n(out.row(head).begin(), out.cols(), 0.0f);
+  for (std::size_t head = 0; head < heads; ++head) std::fill_n(task.out.row(head).begin(), dim, 0.0f);
 
   const std::size_t page_end = (task.end + kPageTokens - 1) / kPageTokens;
   for (std::size_t page = task.begin / kPageTokens; page < page_end;) {
-    // With few heads the scores of several pages are taken at once, to keep enough sums under way.
-    const std::size_t wanted = std::max<std::size_t>(PanelsForRows(heads) / kPanelsPerPage, 1);
     const std::size_t pages = std::min(wanted, page_end - page);
+    MOE_CHECK(heads * pages <= kMaxHeads);
     const MatrixView<float> scores(scratch.data(), heads, pages * kPageTokens);
-    ScorePages(task, queries, page, scores);
+    if (rows) {
+      ScoreRows(task, BlockOf(task, page), scores);
+    } else {
+      ScoreColumns(task, page, scores);
+    }
     for (std::size_t i = 0; i < pages; ++i, ++page) {
-      const std::size_t start = page * kPageTokens;
-      const std::size_t first = std::max(task.begin, start) - start;
-      const std::size_t last = std::min(task.end - start, kPageTokens);
-      const MatrixView<float> block = scores.Columns(i * kPageTokens, kPageTokens);
+      const Block block = BlockOf(task, page);
+      const std::size_t visible = block.last - block.first;
+      const MatrixView<float> weights = scores.Columns(i * kPageTokens, kPageTokens);
       for (std::size_t head = 0; head < heads; ++head) {
-        const float rescale = WeighBlock(block.row(head), first, last, task.scale, states[head]);
-        if (rescale != 1.0f) Scale(out.row(head), rescale);
+        const float rescale = WeighBlock(task, head, block, weights.row(head), states[head]);
+        if (rescale != 1.0f) Scale(rescale, task.out.row(head));
       }
-      const std::size_t dim = out.cols();
-      AddValues(block.Columns(first, last - first), {task.value_pages[page] + first * dim, last - first, dim}, out);
+      const float* values = task.value_pages[page] + block.first * task.value_stride;
+      AddValues(weights.Columns(block.first, visible), {values, visible, dim, task.value_stride}, task.out);
     }
   }
-  for (std::size_t head = 0; head < heads; ++head) Scale(out.row(head), 1.0f / states[head].total);
+  for (std::size_t head = 0; head < heads; ++head) {
+    if (!task.sinks.empty()) {
+      Scale(states[head].RaiseTo(task.sinks[head]), task.out.row(head));
+      states[head].total += moe::Exp(task.sinks[head] - states[head].shift());
+    }
+    Scale(1.0f / states[head].total, task.out.row(head));
+  }
 }
 
 inline void Attention(const AttentionTask& task) {
-  MOE_CHECK(task.begin < task.end && task.out.rows() == task.queries.rows());
-  MOE_CHECK(task.key_pages.size() * kPageTokens >= task.end && task.value_pages.size() * kPageTokens >= task.end);
   const std::size_t heads = task.queries.rows();
+  MOE_CHECK(task.begin < task.end && task.out.rows() == heads && task.value_stride >= task.out.cols());
+  MOE_CHECK(task.key_pages.size() * kPageTokens >= task.end && task.value_pages.size() * kPageTokens >= task.end);
+  const bool biased = task.bias.rows() > 0;
+  MOE_CHECK(!biased || task.bias.rows() == heads);
+  MOE_CHECK(!biased || task.bias.cols() >= (task.end + kPageTokens - 1) / kPageTokens * kPageTokens);
+  MOE_CHECK(task.sinks.empty() || task.sinks.size() == heads);
   const std::size_t groups = (heads + kMaxHeads - 1) / kMaxHeads;
   for (std::size_t group = 0; group < groups; ++group) {
     const std::size_t begin = group * heads / groups;
-    AttendHeads(task, begin, (group + 1) * heads / groups - begin);
+    const std::size_t count = (group + 1) * heads / groups - begin;
+    AttentionTask part = task;
+    part.queries = task.queries.Rows(begin, count);
+    part.out = task.out.Rows(begin, count);
+    if (biased) part.bias = task.bias.Rows(begin, count);
+    if (!task.sinks.empty()) part.sinks = task.sinks.subspan(begin, count);
+    AttendHeads(part);
   }
 }
 

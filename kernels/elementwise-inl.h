@@ -22,7 +22,7 @@ namespace HWY_NAMESPACE {
 inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 inline void RmsNorm(std::span<const float> x, std::span<const float> weight, float eps, std::span<float> y) {
-  MOE_CHECK(weight.size() == x.size() && y.size() == x.size());
+  MOE_CHECK((weight.empty() || weight.size() == x.size()) && y.size() == x.size());
   const std::size_t size = x.size();
   Lanes squares = Broadcast(0);
   for (std::size_t i = 0; i < size; i += kLanes) {
@@ -32,8 +32,9 @@ inline void RmsNorm(std::span<const float> x, std::span<const float> weight, flo
   const float mean = SumOfLanes(squares) / static_cast<float>(size);
   const Lanes inverse = Broadcast(1.0f / std::sqrt(mean + eps));
   for (std::size_t i = 0; i < size; i += kLanes) {
-    const Lanes normed = Mul(LoadUpTo16(x.data() + i, size - i), inverse);
-    StoreUpTo16(Mul(LoadUpTo16(weight.data() + i, size - i), normed), y.data() + i, size - i);
+    Lanes normed = Mul(LoadUpTo16(x.data() + i, size - i), inverse);
+    if (!weight.empty()) normed = Mul(LoadUpTo16(weight.data() + i, size - i), normed);
+    StoreUpTo16(normed, y.data() + i, size - i);
   }
 }
 
@@ -81,6 +82,52 @@ inline void SiluMul(std::span<float> gate, std::span<const float> up) {
     const Lanes z = LoadUpTo16(gate.data() + i, count);
     const Lanes silu = Div(z, Add(Broadcast(1), Exp(Neg(z))));
     StoreUpTo16(Mul(silu, LoadUpTo16(up.data() + i, count)), gate.data() + i, count);
+  }
+}
+
+inline void ClampedSwiGlu(std::span<float> gate, std::span<const float> up, float limit) {
+  MOE_CHECK(gate.size() == up.size());
+  const Lanes highest = Broadcast(limit);
+  const Lanes lowest = Broadcast(-limit);
+  for (std::size_t i = 0; i < gate.size(); i += kLanes) {
+    const std::size_t count = gate.size() - i;
+    const Lanes z = AtMost(LoadUpTo16(gate.data() + i, count), highest);
+    const Lanes other = AtLeast(AtMost(LoadUpTo16(up.data() + i, count), highest), lowest);
+    const Lanes swish = Div(z, Add(Broadcast(1), Exp(Mul(Broadcast(-1.702f), z))));
+    StoreUpTo16(Fma(other, swish, swish), gate.data() + i, count);
+  }
+}
+
+inline void Relu(std::span<float> x) {
+  for (std::size_t i = 0; i < x.size(); i += kLanes) {
+    const std::size_t count = x.size() - i;
+    StoreUpTo16(AtLeast(LoadUpTo16(x.data() + i, count), Broadcast(0)), x.data() + i, count);
+  }
+}
+
+inline void Sigmoid(std::span<float> x) {
+  for (std::size_t i = 0; i < x.size(); i += kLanes) {
+    const std::size_t count = x.size() - i;
+    const Lanes divisor = Add(Broadcast(1), Exp(Neg(LoadUpTo16(x.data() + i, count))));
+    StoreUpTo16(Div(Broadcast(1), divisor), x.data() + i, count);
+  }
+}
+
+inline void Clamp(float limit, std::span<float> x) {
+  MOE_CHECK(limit >= 0);
+  const Lanes highest = Broadcast(limit);
+  const Lanes lowest = Broadcast(-limit);
+  for (std::size_t i = 0; i < x.size(); i += kLanes) {
+    const std::size_t count = x.size() - i;
+    StoreUpTo16(AtLeast(AtMost(LoadUpTo16(x.data() + i, count), highest), lowest), x.data() + i, count);
+  }
+}
+
+inline void Scale(float factor, std::span<float> x) {
+  const Lanes factors = Broadcast(factor);
+  for (std::size_t i = 0; i < x.size(); i += kLanes) {
+    const std::size_t count = x.size() - i;
+    StoreUpTo16(Mul(LoadUpTo16(x.data() + i, count), factors), x.data() + i, count);
   }
 }
 

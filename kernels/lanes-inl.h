@@ -96,6 +96,9 @@ MOE_LANEWISE(Mul, (const Lanes& a, const Lanes& b), a.lane[i] * b.lane[i])
 MOE_LANEWISE(Div, (const Lanes& a, const Lanes& b), a.lane[i] / b.lane[i])
 MOE_LANEWISE(Neg, (const Lanes& a), -a.lane[i])
 MOE_LANEWISE(Max, (const Lanes& a, const Lanes& b), a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i])
+/// Limits under which NaN stays NaN.
+MOE_LANEWISE(AtMost, (const Lanes& a, const Lanes& limit), a.lane[i] > limit.lane[i] ? limit.lane[i] : a.lane[i])
+MOE_LANEWISE(AtLeast, (const Lanes& a, const Lanes& limit), a.lane[i] < limit.lane[i] ? limit.lane[i] : a.lane[i])
 MOE_LANEWISE(Exp, (const Lanes& a), moe::Exp(a.lane[i]))
 /// Lanes [first, last) of `a`, `outside` elsewhere.
 MOE_LANEWISE(Within, (const Lanes& a, std::size_t first, std::size_t last, float outside),
@@ -230,6 +233,11 @@ MOE_REGISTERWISE(Mul, (const Lanes& a, const Lanes& b), hn::Mul(a.reg[i], b.reg[
 MOE_REGISTERWISE(Div, (const Lanes& a, const Lanes& b), hn::Div(a.reg[i], b.reg[i]))
 MOE_REGISTERWISE(Neg, (const Lanes& a), hn::Neg(a.reg[i]))
 MOE_REGISTERWISE(Max, (const Lanes& a, const Lanes& b), hn::Max(a.reg[i], b.reg[i]))
+/// Limits under which NaN stays NaN, which the instructions for minimum and maximum do not promise.
+MOE_REGISTERWISE(AtMost, (const Lanes& a, const Lanes& limit),
+                 hn::IfThenElse(hn::Gt(a.reg[i], limit.reg[i]), limit.reg[i], a.reg[i]))
+MOE_REGISTERWISE(AtLeast, (const Lanes& a, const Lanes& limit),
+                 hn::IfThenElse(hn::Lt(a.reg[i], limit.reg[i]), limit.reg[i], a.reg[i]))
 MOE_REGISTERWISE(Exp, (const Lanes& a), ExpOfRegister(a.reg[i]))
 /// Lanes [first, last) of `a`, `outside` elsewhere.
 MOE_REGISTERWISE(Within, (const Lanes& a, std::size_t first, std::size_t last, float outside),

@@ -26,6 +26,10 @@ double PackedElement(const PackedMatrix& w, std::size_t row, std::size_t col) {
   return w.type() == WeightType::kBf16 ? Bf16ToF32(bits) : F16ToF32(bits);
 }
 
+float Limited(float value, float lowest, float highest) {
+  return std::isnan(value) ? value : std::clamp(value, lowest, highest);
+}
+
 class Reference final : public Kernels {
  public:
   std::string_view name() const override { return "reference"; }
@@ -46,12 +50,12 @@ class Reference final : public Kernels {
   }
 
   void RmsNorm(std::span<const float> x, std::span<const float> weight, float eps, std::span<float> y) const override {
-    MOE_CHECK(weight.size() == x.size() && y.size() == x.size());
+    MOE_CHECK((weight.empty() || weight.size() == x.size()) && y.size() == x.size());
     double squares = 0;
     for (const double value : x) squares += value * value;
     const double root = std::sqrt(squares / static_cast<double>(x.size()) + eps);
     for (std::size_t i = 0; i < x.size(); ++i) {
-      y[i] = static_cast<float>(weight[i] * (x[i] / root));
+      y[i] = static_cast<float>((weight.empty() ? 1.0 : weight[i]) * (x[i] / root));
     }
   }
 
@@ -79,6 +83,31 @@ class Reference final : public Kernels {
       const double z = gate[i];
       gate[i] = static_cast<float>(z / (1 + std::exp(-z)) * up[i]);
     }
+  }
+
+  void ClampedSwiGlu(std::span<float> gate, std::span<const float> up, float limit) const override {
+    MOE_CHECK(gate.size() == up.size());
+    for (std::size_t i = 0; i < gate.size(); ++i) {
+      const double z = Limited(gate[i], -std::numeric_limits<float>::infinity(), limit);
+      gate[i] = static_cast<float>((Limited(up[i], -limit, limit) + 1.0) * z / (1 + std::exp(-1.702 * z)));
+    }
+  }
+
+  void Relu(std::span<float> x) const override {
+    for (float& value : x) value = Limited(value, 0, std::numeric_limits<float>::infinity());
+  }
+
+  void Sigmoid(std::span<float> x) const override {
+    for (float& value : x) value = static_cast<float>(1 / (1 + std::exp(-static_cast<double>(value))));
+  }
+
+  void Clamp(float limit, std::span<float> x) const override {
+    MOE_CHECK(limit >= 0);
+    for (float& value : x) value = Limited(value, -limit, limit);
+  }
+
+  void Scale(float factor, std::span<float> x) const override {
+    for (float& value : x) value *= factor;
   }
 
   void Add(std::span<const float> x, std::span<float> y) const override {
@@ -119,7 +148,7 @@ class Reference final : public Kernels {
         double value = 0;
         for (std::size_t at = task.begin; at < task.end; ++at) {
           const float* page = task.value_pages[at / kPageTokens];
-          value += weights[at - task.begin] * page[(at % kPageTokens) * task.out.cols() + col];
+          value += weights[at - task.begin] * page[(at % kPageTokens) * task.value_stride + col];
         }
         task.out(head, col) = static_cast<float>(value / sum);
       }
@@ -127,18 +156,26 @@ class Reference final : public Kernels {
   }
 
  private:
-  /// Sets weights[position - begin] to exp(score - highest score) and returns their sum.
+  static double Score(const AttentionTask& task, std::size_t head, std::size_t at) {
+    const std::size_t key_dim = task.queries.cols();
+    const float* page = task.key_pages[at / kPageTokens];
+    const std::size_t slot = at % kPageTokens;
+    double score = 0;
+    for (std::size_t i = 0; i < key_dim; ++i) {
+      const float key = task.key_layout == KeyLayout::kRows ? page[slot * key_dim + i] : page[i * kPageTokens + slot];
+      score += static_cast<double>(task.queries(head, i)) * key;
+    }
+    return score * task.scale + (task.bias.rows() > 0 ? task.bias(head, at) : 0.0);
+  }
+
+  /// Sets weights[position - begin] to exp(score - highest score) and returns their sum, with the sink's.
   static double Weigh(const AttentionTask& task, std::size_t head, std::vector<double>& weights) {
     for (std::size_t at = task.begin; at < task.end; ++at) {
-      const float* page = task.key_pages[at / kPageTokens];
-      double score = 0;
-      for (std::size_t i = 0; i < task.queries.cols(); ++i) {
-        score += static_cast<double>(task.queries(head, i)) * page[i * kPageTokens + at % kPageTokens];
-      }
-      weights[at - task.begin] = score * task.scale;
+      weights[at - task.begin] = Score(task, head, at);
     }
-    const double highest = *std::max_element(weights.begin(), weights.end());
-    double sum = 0;
+    const double sink = task.sinks.empty() ? -std::numeric_limits<double>::infinity() : task.sinks[head];
+    const double highest = std::max(sink, *std::max_element(weights.begin(), weights.end()));
+    double sum = std::exp(sink - highest);
     for (double& weight : weights) {
       weight = std::exp(weight - highest);
       sum += weight;

@@ -52,6 +52,13 @@ class TargetKernels final : public Kernels {
     HWY_NAMESPACE::Rope(heads, cos, sin, pairing);
   }
   void SiluMul(std::span<float> gate, std::span<const float> up) const override { HWY_NAMESPACE::SiluMul(gate, up); }
+  void ClampedSwiGlu(std::span<float> gate, std::span<const float> up, float limit) const override {
+    HWY_NAMESPACE::ClampedSwiGlu(gate, up, limit);
+  }
+  void Relu(std::span<float> x) const override { HWY_NAMESPACE::Relu(x); }
+  void Sigmoid(std::span<float> x) const override { HWY_NAMESPACE::Sigmoid(x); }
+  void Clamp(float limit, std::span<float> x) const override { HWY_NAMESPACE::Clamp(limit, x); }
+  void Scale(float factor, std::span<float> x) const override { HWY_NAMESPACE::Scale(factor, x); }
   void Add(std::span<const float> x, std::span<float> y) const override { HWY_NAMESPACE::Add(x, y); }
   void AddScaled(float scale, std::span<const float> x, std::span<float> y) const override {
     HWY_NAMESPACE::AddScaled(scale, x, y);

@@ -209,6 +209,7 @@ class CpuDenseBackend final : public DenseBackend {
       kernels_.Attention({.queries = {qkv.row(row).data() + column, group, dim},
                           .key_pages = keys,
                           .value_pages = values,
+                          .value_stride = dim,
                           .begin = window > 0 && end > window ? end - window : 0,
                           .end = end,
                           .scale = spec.scale,

@@ -68,6 +68,7 @@ class Case {
     kernels.Attention({.queries = queries().Rows(first, count),
                        .key_pages = key_pages,
                        .value_pages = value_pages,
+                       .value_stride = shape_.value_dim,
                        .begin = shape_.begin,
                        .end = shape_.end,
                        .scale = scale(),
