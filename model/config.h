@@ -16,6 +16,9 @@
 
 namespace moe {
 
+/// The most experts a layer may have.
+inline constexpr int kMaxExperts = 1 << 13;
+
 enum class RopeScaling : std::uint8_t { kNone, kLinear, kLlama3, kYarn };
 
 /// Rotary position embedding (Su et al. 2021; llama3 scaling as published with Llama 3.1; yarn: Peng et al. 2023,

@@ -7,14 +7,34 @@
 namespace moe {
 namespace {
 
-std::size_t QueryWidth(const AttentionSpec& spec) { return static_cast<std::size_t>(spec.num_heads * spec.head_dim); }
-
-std::size_t QkvWidth(const AttentionSpec& spec) {
-  return static_cast<std::size_t>((spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim);
+std::size_t CrossWidth(const AttentionSpec& cross) {
+  return static_cast<std::size_t>(cross.num_heads * cross.head_dim);
 }
 
-std::size_t DenseMlpWidth(const LayerSpec& layer) {
-  return layer.moe ? 0 : 2 * static_cast<std::size_t>(layer.dense_mlp.intermediate);
+std::size_t CrossKeyValueWidth(const AttentionSpec& cross) {
+  return 2 * static_cast<std::size_t>(cross.num_kv_heads * cross.head_dim);
+}
+
+std::size_t ProjectedWidth(const LayerSpec& layer) {
+  const auto own = static_cast<std::size_t>(layer.attention.projected_width());
+  if (!layer.cross_attention) return own;
+  return std::max({own, CrossWidth(*layer.cross_attention), CrossKeyValueWidth(*layer.cross_attention)});
+}
+
+std::size_t HeadsWidth(const LayerSpec& layer) {
+  const auto own = static_cast<std::size_t>(layer.attention.heads_width());
+  return layer.cross_attention ? std::max(own, CrossWidth(*layer.cross_attention)) : own;
+}
+
+/// The MLP that the router computes itself: a dense layer's, or the shared experts.
+const MlpSpec* OwnMlp(const LayerSpec& layer) {
+  if (!layer.moe) return &layer.dense_mlp;
+  return layer.moe->shared ? &*layer.moe->shared : nullptr;
+}
+
+std::size_t MlpWidth(const LayerSpec& layer) {
+  const MlpSpec* mlp = OwnMlp(layer);
+  return mlp == nullptr ? 0 : static_cast<std::size_t>(mlp->inner_width());
 }
 
 // The largest `width` of a layer.
@@ -31,14 +51,14 @@ Decoder::Decoder(const ModelConfig& config, DenseBackend& backend, std::size_t m
                  std::size_t max_logit_rows)
     : config_(config), backend_(backend) {
   const auto hidden = static_cast<std::size_t>(config.hidden);
-  const auto by_attention = [](auto width) { return [width](const LayerSpec& l) { return width(l.attention); }; };
   residual_ = backend.Allocate(max_step_tokens, hidden);
   normed_ = backend.Allocate(max_step_tokens, hidden);
   block_out_ = backend.Allocate(max_step_tokens, hidden);
-  qkv_ = backend.Allocate(max_step_tokens, Widest(config, by_attention(QkvWidth)));
-  heads_ = backend.Allocate(max_step_tokens, Widest(config, by_attention(QueryWidth)));
-  mlp_ = backend.Allocate(max_step_tokens, Widest(config, DenseMlpWidth));
+  projected_ = backend.Allocate(max_step_tokens, Widest(config, ProjectedWidth));
+  heads_ = backend.Allocate(max_step_tokens, Widest(config, HeadsWidth));
+  mlp_ = backend.Allocate(max_step_tokens, Widest(config, MlpWidth));
   gate_ = backend.Allocate(max_step_tokens, static_cast<std::size_t>(config.num_experts()));
+  shared_gate_ = backend.Allocate(max_step_tokens, 1);
   last_ = backend.Allocate(max_logit_rows, hidden);
   logits_ = backend.Allocate(max_logit_rows, static_cast<std::size_t>(config.vocab_size));
 }
@@ -46,21 +66,39 @@ Decoder::Decoder(const ModelConfig& config, DenseBackend& backend, std::size_t m
 void Decoder::Begin(const StepBatch& batch) {
   rows_ = batch.token_ids.size();
   MOE_CHECK(rows_ <= residual_.view.rows());
-  backend_.BeginStep(batch);
+  backend_.BeginStack(batch);
   backend_.Embed(residual());
+  if (config_.embedding_scale != 1) backend_.Scale(config_.embedding_scale, residual());
 }
 
+void Decoder::AddBlock(Tensor out) { backend_.Add(config_.residual_scale, out, residual()); }
+
 void Decoder::AttentionBlock(std::size_t layer) {
-  const AttentionSpec& spec = config_.layers[layer].attention;
+  const LayerSpec& spec = config_.layers[layer];
   const Tensor normed = normed_.Rows(0, rows_);
-  const Tensor qkv = qkv_.Rows(0, rows_).Columns(0, QkvWidth(spec));
-  const Tensor heads = heads_.Rows(0, rows_).Columns(0, QueryWidth(spec));
+  const Tensor projected =
+      projected_.Rows(0, rows_).Columns(0, static_cast<std::size_t>(spec.attention.projected_width()));
+  const Tensor heads = heads_.Rows(0, rows_).Columns(0, static_cast<std::size_t>(spec.attention.heads_width()));
   const Tensor out = block_out_.Rows(0, rows_);
   backend_.Norm(NormRole::kAttention, layer, residual(), normed);
-  backend_.Linear(LinearRole::kQkv, layer, normed, qkv);
-  backend_.Attention(layer, qkv, heads);
+  backend_.Linear(LinearRole::kProjection, layer, normed, projected);
+  backend_.Attention(layer, projected, heads);
   backend_.Linear(LinearRole::kAttentionOut, layer, heads, out);
-  backend_.Add(out, residual());
+  AddBlock(out);
+  if (spec.cross_attention) CrossAttentionBlock(layer);
+}
+
+void Decoder::CrossAttentionBlock(std::size_t layer) {
+  const std::size_t width = CrossWidth(*config_.layers[layer].cross_attention);
+  const Tensor normed = normed_.Rows(0, rows_);
+  const Tensor queries = projected_.Rows(0, rows_).Columns(0, width);
+  const Tensor heads = heads_.Rows(0, rows_).Columns(0, width);
+  const Tensor out = block_out_.Rows(0, rows_);
+  backend_.Norm(NormRole::kCross, layer, residual(), normed);
+  backend_.Linear(LinearRole::kCrossQuery, layer, normed, queries);
+  backend_.CrossAttention(layer, queries, heads);
+  backend_.Linear(LinearRole::kCrossOut, layer, heads, out);
+  AddBlock(out);
 }
 
 Tensor Decoder::FfnInput(std::size_t layer) {
@@ -69,18 +107,44 @@ Tensor Decoder::FfnInput(std::size_t layer) {
   return normed;
 }
 
-void Decoder::DenseMlp(std::size_t layer) {
-  const auto intermediate = static_cast<std::size_t>(config_.layers[layer].dense_mlp.intermediate);
-  const Tensor gate_up = mlp_.Rows(0, rows_).Columns(0, 2 * intermediate);
+Tensor Decoder::Mlp(std::size_t layer, const MlpSpec& mlp) {
+  const Tensor inner = mlp_.Rows(0, rows_).Columns(0, static_cast<std::size_t>(mlp.inner_width()));
   const Tensor out = block_out_.Rows(0, rows_);
-  backend_.Linear(LinearRole::kMlpGateUp, layer, normed_.Rows(0, rows_), gate_up);
-  backend_.SiluMul(gate_up);
-  backend_.Linear(LinearRole::kMlpDown, layer, gate_up.Columns(0, intermediate), out);
-  backend_.Add(out, residual());
+  backend_.Linear(LinearRole::kMlpGateUp, layer, normed_.Rows(0, rows_), inner);
+  backend_.Activate(mlp, inner);
+  backend_.Linear(LinearRole::kMlpDown, layer, inner.Columns(0, static_cast<std::size_t>(mlp.intermediate)), out);
+  return out;
 }
+
+void Decoder::DenseFfn(std::size_t layer) { AddBlock(Mlp(layer, config_.layers[layer].dense_mlp)); }
 
 void Decoder::Route(std::size_t layer, MatrixView<std::int32_t> ids, MatrixView<float> weights) {
   backend_.Gate(layer, normed_.Rows(0, rows_), gate_.Rows(0, rows_), ids, weights);
+}
+
+Tensor Decoder::SharedExperts(std::size_t layer) {
+  const MoeSpec& moe = *config_.layers[layer].moe;
+  if (!moe.shared) return {};
+  const Tensor out = Mlp(layer, *moe.shared);
+  if (moe.shared_gate) {
+    const Tensor gate = shared_gate_.Rows(0, rows_);
+    backend_.Linear(LinearRole::kSharedGate, layer, normed_.Rows(0, rows_), gate);
+    backend_.ScaleRows(gate, out);
+  }
+  return out;
+}
+
+void Decoder::EndStack(const StackSpec& stack) {
+  if (!stack.encoder) return;
+  const Tensor normed = normed_.Rows(0, rows_);
+  backend_.Norm(NormRole::kEncoder, 0, residual(), normed);
+  for (std::size_t layer = 0; layer < config_.layers.size(); ++layer) {
+    const auto& cross = config_.layers[layer].cross_attention;
+    if (!cross) continue;
+    const Tensor key_value = projected_.Rows(0, rows_).Columns(0, CrossKeyValueWidth(*cross));
+    backend_.Linear(LinearRole::kCrossKeyValue, layer, normed, key_value);
+    backend_.StoreCross(layer, key_value);
+  }
 }
 
 MatrixView<const float> Decoder::Logits(std::span<const std::uint32_t> rows) {
@@ -89,6 +153,7 @@ MatrixView<const float> Decoder::Logits(std::span<const std::uint32_t> rows) {
     backend_.Norm(NormRole::kFinal, 0, residual_.Rows(rows[i], 1), last_.Rows(i, 1));
   const Tensor logits = logits_.Rows(0, rows.size());
   backend_.Linear(LinearRole::kHead, 0, last_.Rows(0, rows.size()), logits);
+  if (config_.logits_scale != 1) backend_.Scale(config_.logits_scale, logits);
   return logits.view;
 }
 

@@ -1,4 +1,4 @@
-// Where the dense part of a model is computed: the operations that a decoder is made of, over tensors that live where
+// Where the dense part of a model is computed: the operations that its layers are made of, over tensors that live where
 // the backend lives. The CPU backend comes first; a device backend implements the same operations on its stream.
 #pragma once
 
@@ -26,21 +26,32 @@ struct Tensor {
   Tensor Columns(std::size_t begin, std::size_t count) const { return {place, view.Columns(begin, count)}; }
 };
 
-/// The rows of one step: each sequence's new tokens are consecutive rows, at consecutive positions.
+/// The rows of one stack in one step: each sequence's new tokens are consecutive rows, at consecutive positions.
 struct StepBatch {
   struct Entry {
-    std::span<const PageId> pages;  // of the sequence, by absolute page; enough for the new rows
+    const KvPages* kv = nullptr;  // of the sequence; with pages for the new rows
     std::size_t first_row = 0;
     std::size_t rows = 0;
     std::size_t first_position = 0;
+    std::size_t source_positions = 0;  // of the encoder's output that a decoder row may look at
   };
   std::span<const std::uint32_t> token_ids;  // (rows)
   std::span<const std::uint32_t> positions;  // (rows)
   std::span<const Entry> entries;            // in row order, without gaps
 };
 
-enum class NormRole : std::uint8_t { kAttention, kFfn, kFinal };
-enum class LinearRole : std::uint8_t { kQkv, kAttentionOut, kGate, kMlpGateUp, kMlpDown, kHead };
+enum class NormRole : std::uint8_t { kAttention, kCross, kFfn, kEncoder, kFinal };
+enum class LinearRole : std::uint8_t {
+  kProjection,
+  kAttentionOut,
+  kCrossQuery,
+  kCrossKeyValue,
+  kCrossOut,
+  kMlpGateUp,
+  kMlpDown,
+  kSharedGate,
+  kHead,
+};
 
 class DenseBackend {
  public:
@@ -50,22 +61,31 @@ class DenseBackend {
   virtual Tensor Allocate(std::size_t rows, std::size_t cols) = 0;
   virtual KvCache& cache() = 0;
 
-  /// Prepares what all layers of a step share (rotary angles). The batch must live until the step ends.
-  virtual void BeginStep(const StepBatch& batch) = 0;
+  /// Prepares what all layers of a stack share (rotary angles). The batch must live until the stack's last operation.
+  virtual void BeginStack(const StepBatch& batch) = 0;
 
-  /// x(rows, hidden) = embedding of the step's tokens.
+  /// x(rows, hidden) = embedding of the batch's tokens.
   virtual void Embed(Tensor x) = 0;
   /// y = rms(x). `layer` counts only for roles that layers have.
   virtual void Norm(NormRole role, std::size_t layer, Tensor x, Tensor y) = 0;
   /// y = x W^T (+ bias).
   virtual void Linear(LinearRole role, std::size_t layer, Tensor x, Tensor y) = 0;
-  /// Rotates q and k of qkv(rows, (heads + 2 kv_heads) * head_dim), appends k and v to the cache, attends, and writes
-  /// out(rows, heads * head_dim).
-  virtual void Attention(std::size_t layer, Tensor qkv, Tensor out) = 0;
-  /// gate_up(rows, 2 * intermediate): the first half becomes silu(first) * second.
-  virtual void SiluMul(Tensor gate_up) = 0;
-  /// x += y.
-  virtual void Add(Tensor y, Tensor x) = 0;
+  /// Turns projected(rows, AttentionSpec::projected_width) into queries, keys and values as the layer's spec says,
+  /// appends keys and values (or their latent) to the cache, attends, and writes out(rows, heads_width). `projected` is
+  /// overwritten.
+  virtual void Attention(std::size_t layer, Tensor projected, Tensor out) = 0;
+  /// Stores key_value(rows, 2 * kv_heads * head_dim) of the encoder's rows for the decoder layer's cross-attention.
+  virtual void StoreCross(std::size_t layer, Tensor key_value) = 0;
+  /// out(rows, heads * head_dim) = attention of queries on what StoreCross has stored for their sequences.
+  virtual void CrossAttention(std::size_t layer, Tensor queries, Tensor out) = 0;
+  /// The activation of `mlp` in place: its first `intermediate` columns become what the down-projection reads.
+  virtual void Activate(const MlpSpec& mlp, Tensor gate_up) = 0;
+  /// x *= factor.
+  virtual void Scale(float factor, Tensor x) = 0;
+  /// x += scale * y.
+  virtual void Add(float scale, Tensor y, Tensor x) = 0;
+  /// Each row of x times sigmoid(gate(row, 0)).
+  virtual void ScaleRows(Tensor gate, Tensor x) = 0;
   /// Experts and weights of every row of y(rows, hidden), to host memory (rows, k). `logits` (rows, num_experts) is
   /// scratch.
   virtual void Gate(std::size_t layer, Tensor y, Tensor logits, MatrixView<std::int32_t> ids,
@@ -73,7 +93,7 @@ class DenseBackend {
 };
 
 struct CpuDenseOptions {
-  std::size_t kv_pages = 0;
+  KvPlan kv;
   std::size_t max_step_tokens = 0;
 };
 

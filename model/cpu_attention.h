@@ -1,0 +1,105 @@
+// Attention on the CPU, of every kind that an AttentionSpec describes. Work is cut over rows or (rows, heads) items;
+// the cut never changes a result, because each output element has one order of summation (kernels/kernels.h).
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "core/aligned_buffer.h"
+#include "core/thread_pool.h"
+#include "kernels/kernels.h"
+#include "model/config.h"
+#include "model/dense_backend.h"
+#include "model/kv_cache.h"
+#include "model/weights.h"
+
+namespace moe {
+
+class CpuAttention {
+ public:
+  struct Parts {
+    const ModelConfig& config;
+    const DenseWeights& weights;
+    const Kernels& kernels;
+    ThreadPool& pool;
+    KvCache& cache;
+  };
+  /// `max_pages`: that a sequence holds of a group at a time. Everything must outlive this.
+  CpuAttention(const Parts& parts, std::size_t max_step_tokens, std::size_t max_pages);
+
+  /// As DenseBackend says.
+  void BeginStack(const StepBatch& batch);
+  void Self(std::size_t layer, MatrixView<float> projected, MatrixView<float> out);
+  void StoreCross(std::size_t layer, MatrixView<const float> key_value);
+  void Cross(std::size_t layer, MatrixView<const float> queries, MatrixView<float> out);
+
+ private:
+  /// Some rows of an entry, attended by one thread.
+  struct Item {
+    const StepBatch::Entry* entry = nullptr;
+    std::size_t row = 0;  // inside the entry
+    std::size_t rows = 0;
+  };
+  /// What a thread needs for itself.
+  struct Scratch {
+    std::vector<const float*> keys;    // pages from the first visible one on
+    std::vector<const float*> values;  // the same
+    AlignedBuffer<float> bias;         // (query heads of a KV head, positions)
+    AlignedBuffer<float> latent;       // queries, then sums, of a block of rows and heads
+  };
+  /// What a query sees: positions [begin, end), of which the pages from `first_page` on have pointers.
+  struct Visible {
+    std::size_t begin = 0;
+    std::size_t end = 0;
+
+    std::size_t first_page() const { return begin / kPageTokens; }
+    /// Positions that lie in pages before the first visible one.
+    std::size_t skipped() const { return first_page() * kPageTokens; }
+  };
+
+  Visible VisibleAt(const AttentionSpec& spec, const StepBatch::Entry& entry, std::size_t row) const;
+  void FindPages(std::size_t layer, KvCache::Use use, const StepBatch::Entry& entry, std::size_t kv_head,
+                 const Visible& visible, Scratch& scratch);
+  /// The task without queries, out, sinks and bias.
+  AttentionTask TaskFor(const AttentionSpec& spec, const Visible& visible, const Scratch& scratch) const;
+  /// (heads, positions from the first visible page on), or empty when the layer has none.
+  MatrixView<const float> PositionBias(std::size_t layer, std::size_t position, std::size_t first_head,
+                                       std::size_t heads, const Visible& visible, Scratch& scratch) const;
+  /// Multiplications of scores and sums over the whole batch, about.
+  std::size_t Work(const AttentionSpec& spec) const;
+
+  // Heads with keys and values of their own.
+  void PrepareRow(std::size_t layer, std::size_t row, std::span<float> qkv);
+  void Append(std::size_t layer, KvCache::Use use, const AttentionSpec& spec, MatrixView<const float> keys,
+              MatrixView<const float> values);
+  void AttendHeads(std::size_t layer, const Item& item, std::size_t kv_head, Scratch& scratch,
+                   MatrixView<const float> queries, MatrixView<float> out);
+
+  // Latent attention.
+  void SelfLatent(std::size_t layer, MatrixView<float> projected, MatrixView<float> out);
+  MatrixView<float> LatentQueries(std::size_t layer, MatrixView<float> projected);
+  void AppendLatent(std::size_t layer, MatrixView<float> latent);
+  void AttendLatent(std::size_t layer, const Item& item, std::size_t head_block, Scratch& scratch,
+                    MatrixView<const float> queries, MatrixView<float> out);
+
+  void Rotate(MatrixView<float> heads, std::size_t row);
+
+  const ModelConfig& config_;
+  const DenseWeights& weights_;
+  const Kernels& kernels_;
+  ThreadPool& pool_;
+  KvCache& cache_;
+  const std::vector<double> frequencies_;
+  AlignedBuffer<float> cos_;  // (max_step_tokens, width / 2)
+  AlignedBuffer<float> sin_;
+  AlignedBuffer<float> latent_queries_;  // (max_step_tokens, widest heads * head_dim of a latent layer)
+  std::vector<Scratch> scratch_;         // by thread
+  std::vector<Item> items_;
+  // Relative bias by head and key position − query position, from −max_distance to max_distance.
+  std::vector<float> encoder_bias_;
+  std::vector<float> decoder_bias_;
+  const StepBatch* batch_ = nullptr;
+};
+
+}  // namespace moe
