@@ -77,10 +77,13 @@ class Adder {
 
 void AddModelOptions(Adder& add, ServeOptions& o) {
   add.Add("--model", o.model, "Folder of a Hugging Face checkpoint")->required();
+  add.AddChoice<LoadFormat>("--load-format", o.load_format,
+                            {{"auto", LoadFormat::kAuto}, {"dummy", LoadFormat::kDummy}}, "auto",
+                            "dummy: config.json only, with random weights that are the same on every topology");
   add.AddChoice<std::optional<WeightType>>(
       "--weight-type", o.weight_type,
       {{"auto", std::nullopt}, {"f32", WeightType::kF32}, {"bf16", WeightType::kBf16}, {"f16", WeightType::kF16}},
-      "auto", "Type that weights are held in; auto: as stored");
+      "auto", "Type that weights are held in; auto: the narrowest that loses nothing of what is stored");
   add.Add("--placement", o.placement, "linear, round_robin or a placement file")
       ->check([](const std::string& value) -> std::string {
         if (value == "linear" || value == "round_robin" || std::filesystem::exists(value)) return "";

@@ -13,10 +13,15 @@
 namespace moe {
 
 enum class TransportChoice { kAuto, kInProcess, kMpi };
+enum class LoadFormat {
+  kAuto,   // the files of the checkpoint
+  kDummy,  // made up from config.json
+};
 
 struct ServeOptions {
   std::filesystem::path model;
-  std::optional<WeightType> weight_type;  // absent: as the checkpoint stores them
+  LoadFormat load_format = LoadFormat::kAuto;
+  std::optional<WeightType> weight_type;  // absent: the narrowest that holds the stored values exactly
   std::string listen = "127.0.0.1:50051";
   std::string metrics_host = "127.0.0.1";
   std::optional<int> metrics_port = 9400;  // rank r serves this + r; absent: any free port; 0: off

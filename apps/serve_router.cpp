@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "apps/signals.h"
+#include "core/machine.h"
 #include "kernels/kernels.h"
 #include "model/dense_backend.h"
 #include "model/weights.h"
@@ -39,24 +40,35 @@ constexpr std::uint64_t kMaxOutputBytes = std::uint64_t{2} << 30;
 constexpr int kMaxStreamsPerConnection = 1 << 16;
 constexpr std::chrono::seconds kShutdownTimeout{10};
 
-std::size_t MemoryBytes() {
-  return static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::size_t>(sysconf(_SC_PAGE_SIZE));
+KvLimits CacheLimits(const ServeOptions& options, std::size_t tokens) {
+  const std::size_t chunk = options.prefill_chunk == 0 ? options.max_step_tokens : options.prefill_chunk;
+  return {.tokens = tokens,
+          .max_sequences = options.max_sequences,
+          .max_step_tokens = options.max_step_tokens,
+          .max_chunk = std::min(chunk, options.max_step_tokens)};
 }
 
-// Pages of the KV cache: as asked for, else enough for every sequence that may run to fill its context, within a
-// quarter of the memory.
-Result<std::size_t> KvPages(const ServeSetup& setup) {
-  const std::size_t page_bytes = KvCache::BytesPerPage(setup.config);
-  const std::size_t asked = setup.options.kv_tokens;
-  if (asked > 0) {
-    const std::size_t pages = KvCache::PagesFor(asked);
-    if (pages > MemoryBytes() / page_bytes)
-      return InvalidArgument("--kv-tokens ", asked, " take ", pages * page_bytes, " bytes, the machine has ",
-                             MemoryBytes());
-    return pages;
+// The KV cache: as asked for, else enough for every sequence that may run to fill its context, within a quarter of the
+// memory.
+Result<KvPlan> PlanCache(const ServeSetup& setup) {
+  const std::uint64_t memory = MachineMemoryBytes();
+  const auto plan = [&](std::size_t tokens) { return PlanKv(setup.config, CacheLimits(setup.options, tokens)); };
+  if (const std::size_t asked = setup.options.kv_tokens; asked > 0) {
+    const KvPlan exact = plan(asked);
+    if (exact.bytes > memory)
+      return InvalidArgument("--kv-tokens ", asked, " take ", exact.bytes, " bytes, the machine has ", memory);
+    return exact;
   }
-  const std::size_t context = KvCache::PagesFor(static_cast<std::size_t>(setup.config.context_length));
-  return std::max<std::size_t>(1, std::min(setup.options.max_sequences * context, MemoryBytes() / 4 / page_bytes));
+  // The most tokens whose pages fit: by halving the interval, since bytes grow with tokens.
+  std::size_t fits = kPageTokens;
+  std::size_t wanted =
+      setup.options.max_sequences * PagesFor(static_cast<std::size_t>(setup.config.context_length)) * kPageTokens;
+  if (plan(wanted).bytes <= memory / 4) return plan(wanted);
+  while (wanted - fits > kPageTokens) {
+    const std::size_t middle = fits + (wanted - fits) / 2;
+    (plan(middle).bytes <= memory / 4 ? fits : wanted) = middle;
+  }
+  return plan(fits);
 }
 
 InferenceSetup MakeInferenceSetup(const ServeSetup& setup, std::size_t kv_tokens) {
@@ -67,6 +79,7 @@ InferenceSetup MakeInferenceSetup(const ServeSetup& setup, std::size_t kv_tokens
           .parameters = setup.parameters,
           .limits = {.max_sequences_per_request = u32(o.max_queued),
                      .max_streams = u32(o.max_queued + o.max_sequences),
+                     .max_source_tokens = u32(o.max_step_tokens),
                      .max_reply_bytes = kMaxSendBytes - (1 << 20),
                      .max_output_bytes = kMaxOutputBytes},
           .max_sequences = u32(o.max_sequences),
@@ -108,15 +121,15 @@ void LogIdleRanks(const ServeSetup& setup) {
 // The router once its dense part and its workers are there. Members are built in order and destroyed in reverse.
 class RouterProcess {
  public:
-  RouterProcess(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, Transport& transport,
-                std::size_t kv_pages, DenseWeights weights, std::vector<WorkerDescription> workers)
+  RouterProcess(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, Transport& transport, const KvPlan& kv,
+                DenseWeights weights, std::vector<WorkerDescription> workers)
       : setup_(setup),
         rank_metrics_(metrics),
         workers_(std::move(workers)),
         dense_parameters_(weights.parameters),
         dense_bytes_(weights.bytes),
         backend_(MakeCpuDenseBackend(setup.config, std::move(weights), SimdKernels(), pool,
-                                     {.kv_pages = kv_pages, .max_step_tokens = setup.options.max_step_tokens})),
+                                     {.kv = kv, .max_step_tokens = setup.options.max_step_tokens})),
         metrics_({.config = setup.config,
                   .parameters = setup.parameters,
                   .transport = &transport,
@@ -236,8 +249,7 @@ Status RouterProcess::Serve() {
 Status LoadAndServe(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, Transport& transport) {
   for (const std::string& warning : setup.config.warnings) spdlog::warn("{}", warning);
   LogIdleRanks(setup);
-  MOE_RETURN_IF_ERROR(CheckTensors(setup.config, *setup.checkpoint));
-  MOE_ASSIGN_OR_RETURN(const std::size_t kv_pages, KvPages(setup));
+  MOE_ASSIGN_OR_RETURN(const KvPlan kv, PlanCache(setup));
   MOE_ASSIGN_OR_RETURN(DenseWeights weights,
                        LoadDenseWeights(setup.config, *setup.checkpoint, setup.weight_type, pool));
   MOE_ASSIGN_OR_RETURN(std::vector<WorkerDescription> workers,
@@ -245,7 +257,7 @@ Status LoadAndServe(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metr
                                        {.fingerprint = setup.checkpoint->fingerprint(),
                                         .weight_type = std::string(Name(setup.weight_type))},
                                        After(setup.options.load_timeout)));
-  RouterProcess process(setup, pool, metrics, transport, kv_pages, std::move(weights), std::move(workers));
+  RouterProcess process(setup, pool, metrics, transport, kv, std::move(weights), std::move(workers));
   return process.Serve();
 }
 

@@ -6,8 +6,16 @@
 #include <algorithm>
 #include <array>
 
+#include "core/machine.h"
+#include "model/json.h"
+#include "model/tensor_check.h"
+#include "model/weight_bytes.h"
+
 namespace moe {
 namespace {
+
+// The most positions that a context may have where a model sets no limit.
+constexpr std::size_t kMaxContext = std::size_t{1} << 30;
 
 std::vector<int> AllowedProcessors() {
   cpu_set_t set;
@@ -57,17 +65,68 @@ Result<Placement> MakePlacement(const ServeSetup& setup) {
   return placement;
 }
 
+/// The config, and the checkpoint or what stands for it.
+Status ReadModel(ServeSetup& setup) {
+  const ServeOptions& options = setup.options;
+  MOE_ASSIGN_OR_RETURN(setup.config, ReadModelConfig(options.model));
+  // A model that names no limit of its positions gets what the cache is made for.
+  if (setup.config.context_length == 0) {
+    const std::size_t tokens = options.kv_tokens > 0 ? options.kv_tokens : options.max_step_tokens;
+    setup.config.context_length = static_cast<int>(std::min<std::size_t>(tokens, kMaxContext));
+  }
+  if (options.load_format == LoadFormat::kDummy) {
+    MOE_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(options.model / "config.json", kMaxConfigBytes));
+    setup.checkpoint = std::make_unique<Checkpoint>(Checkpoint::MadeUp(text));
+  } else {
+    MOE_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(options.model));
+    setup.checkpoint = std::make_unique<Checkpoint>(std::move(checkpoint));
+  }
+  MOE_ASSIGN_OR_RETURN(const CheckedTensors checked, CheckTensors(setup.config, *setup.checkpoint));
+  setup.parameters = CountParameters(setup.config);
+  setup.weight_type = options.weight_type.value_or(checked.exact_type);
+  return Status::Ok();
+}
+
+/// Bytes of the experts that some workers host.
+std::uint64_t ShardBytes(const ServeSetup& setup, int first_worker, int workers) {
+  std::uint64_t bytes = 0;
+  for (const LayerPlacement& layer : setup.placement.layers) {
+    const std::uint64_t each = ExpertBytes(setup.config, layer.layer, setup.weight_type);
+    for (int w = first_worker; w < first_worker + workers; ++w)
+      bytes += each * layer.slots[static_cast<std::size_t>(w)].size();
+  }
+  return bytes;
+}
+
+/// That the weights of this node's ranks fit its memory. Where the job has other nodes too, this rank's share stands
+/// for that of its neighbours.
+Status CheckMemory(const RankPlace& place, const ServeSetup& setup) {
+  const Topology& topology = setup.topology;
+  const bool alone = place.node_local_size == topology.ranks();
+  const std::uint64_t dense = DenseBytes(setup.config, setup.weight_type);
+  std::uint64_t experts = 0;
+  if (alone) {
+    experts = ShardBytes(setup, 0, topology.workers);
+  } else if (setup.rank != topology.router()) {
+    experts =
+        ShardBytes(setup, topology.worker(setup.rank).value(), 1) * static_cast<std::uint64_t>(place.node_local_size);
+  }
+  const std::uint64_t needed = experts + (alone || setup.rank == topology.router() ? dense : 0);
+  const std::uint64_t memory = MachineMemoryBytes();
+  if (needed <= memory) return Status::Ok();
+  return ResourceExhausted("--model ", setup.options.model.string(), ": its weights take ", needed, " bytes as ",
+                           Name(setup.weight_type), " here (", dense, " dense, ", experts,
+                           " in experts), the machine has ", memory);
+}
+
 }  // namespace
 
 Result<ServeSetup> PrepareServe(const ServeOptions& options, const RankPlace& place) {
   ServeSetup setup{.options = options, .topology = place.topology, .rank = place.rank};
   ArrangeThreads(place, setup);
-  MOE_ASSIGN_OR_RETURN(setup.config, ReadModelConfig(options.model));
-  MOE_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(options.model));
-  setup.checkpoint = std::make_unique<Checkpoint>(std::move(checkpoint));
-  setup.parameters = CountParameters(setup.config);
-  setup.weight_type = options.weight_type.value_or(setup.config.stored_type);
+  MOE_RETURN_IF_ERROR(ReadModel(setup));
   MOE_ASSIGN_OR_RETURN(setup.placement, MakePlacement(setup));
+  MOE_RETURN_IF_ERROR(CheckMemory(place, setup));
   setup.exchange = {.max_tokens = options.max_step_tokens,
                     .hidden = static_cast<std::size_t>(setup.config.hidden),
                     .num_experts = static_cast<std::size_t>(setup.config.num_experts()),

@@ -18,7 +18,7 @@ namespace {
 std::size_t WidestExpert(const ModelConfig& config) {
   int widest = 0;
   for (const LayerSpec& layer : config.layers)
-    if (layer.moe) widest = std::max(widest, layer.moe->expert.intermediate);
+    if (layer.moe) widest = std::max(widest, layer.moe->expert.inner_width());
   return static_cast<std::size_t>(widest);
 }
 
@@ -28,7 +28,7 @@ struct LoadedWorker {
       : shard(std::move(loaded)),
         max_pairs(host.setup.exchange.max_tokens * host.setup.exchange.experts_per_token),
         backend(MakeCpuExpertBackend(SimdKernels(), host.pool,
-                                     {.max_rows = max_pairs, .intermediate = WidestExpert(host.setup.config)})),
+                                     {.max_rows = max_pairs, .inner_width = WidestExpert(host.setup.config)})),
         metrics(host.metrics->registry()),
         description(DescribeRank(host.setup, *host.metrics)) {
     description.parameters = shard.parameters();

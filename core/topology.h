@@ -12,6 +12,8 @@ struct Topology {
 
   int ranks() const { return embedded ? 1 : workers + 1; }
   Rank router() const { return Rank(0); }
+  /// Of a rank that is no router, or of the embedded one.
+  WorkerId worker(Rank rank) const { return WorkerId(embedded ? 0 : rank.value() - 1); }
   Rank rank(WorkerId worker) const { return Rank(embedded ? 0 : worker.value() + 1); }
 };
 

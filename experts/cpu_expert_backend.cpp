@@ -8,6 +8,7 @@
 #include "core/parallel.h"
 #include "experts/expert_backend.h"
 #include "kernels/panel_bias.h"
+#include "model/mlp_activation.h"
 
 namespace moe {
 namespace {
@@ -19,7 +20,7 @@ constexpr std::size_t kBlockPanels = 4;
 class CpuExpertBackend final : public ExpertBackend {
  public:
   CpuExpertBackend(const Kernels& kernels, ThreadPool& pool, CpuExpertOptions options)
-      : kernels_(kernels), pool_(pool), scratch_(options.max_rows * 2 * options.intermediate) {}
+      : kernels_(kernels), pool_(pool), scratch_(options.max_rows * options.inner_width) {}
 
   std::string_view device() const override { return "cpu"; }
 
@@ -71,19 +72,15 @@ class CpuExpertBackend final : public ExpertBackend {
 
   void Activate(const ExpertShard::Layer& layer, std::span<const std::uint32_t> offsets, MatrixView<float> hidden) {
     for (std::size_t slot = 0; slot < layer.weights.size(); ++slot) {
-      const std::size_t intermediate = layer.weights[slot].down.cols();
-      const auto item = [&](std::size_t i, int) {
-        const std::span<float> row = hidden.row(offsets[slot] + i);
-        kernels_.SiluMul(row.first(intermediate), row.subspan(intermediate, intermediate));
-      };
+      const auto item = [&](std::size_t i, int) { moe::Activate(layer.mlp, kernels_, hidden.row(offsets[slot] + i)); };
       const std::size_t count = offsets[slot + 1] - offsets[slot];
-      ShareOut(pool_, count, count * intermediate * 10, item);
+      ShareOut(pool_, count, count * hidden.cols() * 5, item);
     }
   }
 
   const Kernels& kernels_;
   ThreadPool& pool_;
-  AlignedBuffer<float> scratch_;  // (max_rows, 2 * intermediate)
+  AlignedBuffer<float> scratch_;  // (max_rows, inner_width)
 };
 
 }  // namespace

@@ -26,14 +26,16 @@ class ExpertBackend {
   /// "cpu", or the name of the device.
   virtual std::string_view device() const = 0;
 
-  /// out = down(silu(gate in) * up in) of each row's expert. A row's bits do not depend on the rows beside it.
+  /// out = down(activation(gate in, up in)) of each row's expert, as layer.mlp says. A row's bits do not depend on the
+  /// rows beside it.
   virtual void Run(const ExpertShard::Layer& layer, const GroupedRows& rows) = 0;
 };
 
-/// `max_rows`: of one Run. `intermediate`: the widest expert's. `kernels` and `pool` must outlive the backend.
+/// `max_rows`: of one Run. `inner_width`: the widest expert's MlpSpec::inner_width. `kernels` and `pool` must outlive
+/// the backend.
 struct CpuExpertOptions {
   std::size_t max_rows = 0;
-  std::size_t intermediate = 0;
+  std::size_t inner_width = 0;
 };
 std::unique_ptr<ExpertBackend> MakeCpuExpertBackend(const Kernels& kernels, ThreadPool& pool, CpuExpertOptions options);
 

@@ -11,7 +11,11 @@ Result<ExpertShard> ExpertShard::Load(const ModelConfig& config, const Checkpoin
   shard.generation_ = placement.generation;
   std::vector<std::pair<std::size_t, std::size_t>> todo;  // (index of the layer here, slot)
   for (const LayerPlacement& placed : placement.layers) {
-    Layer layer{.layer = placed.layer, .experts = placed.slots[worker.index()]};
+    const MoeSpec& moe = *config.layers[static_cast<std::size_t>(placed.layer)].moe;
+    Layer layer{.layer = placed.layer,
+                .mlp = moe.expert,
+                .scales_input = moe.gate.scales_input,
+                .experts = placed.slots[worker.index()]};
     layer.weights.resize(layer.experts.size());
     for (std::size_t slot = 0; slot < layer.experts.size(); ++slot) todo.emplace_back(shard.layers_.size(), slot);
     shard.layers_.push_back(std::move(layer));

@@ -22,8 +22,10 @@ class ExpertShard {
                                   WorkerId worker, WeightType type, ThreadPool& pool);
 
   struct Layer {
-    int layer = 0;             // absolute index
-    std::vector<int> experts;  // logical expert of each slot
+    int layer = 0;              // absolute index
+    MlpSpec mlp;                // of every expert
+    bool scales_input = false;  // rows are multiplied by the gate's weight before they reach an expert
+    std::vector<int> experts;   // logical expert of each slot
     std::vector<MlpWeights> weights;
   };
 

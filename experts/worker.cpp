@@ -85,7 +85,12 @@ Result<std::size_t> Worker::Dispatch(std::span<const std::byte> payload, std::sp
   const std::size_t hidden = options_.hidden;
   const MatrixView<float> in(in_.data(), shape.pairs, hidden);
   const MatrixView<float> out(out_.data(), shape.pairs, hidden);
-  for (std::size_t i = 0; i < shape.pairs; ++i) dispatch.GetRow(dispatch.pairs()[i].row, in.row(sorted_[i]));
+  for (std::size_t i = 0; i < shape.pairs; ++i) {
+    const std::span<float> row = in.row(sorted_[i]);
+    dispatch.GetRow(dispatch.pairs()[i].row, row);
+    if (!layer->scales_input) continue;
+    for (float& value : row) value *= dispatch.pairs()[i].weight;
+  }
   const TimePoint ffn = Clock::now();
   backend_.Run(*layer, {.offsets = offsets_, .in = in, .out = out});
   const double ffn_seconds = Seconds(Clock::now() - ffn);

@@ -147,10 +147,10 @@ bool KvCache::Fits(const KvDemand& demand) const {
   return std::ranges::all_of(groups_, [&](const Group& g) { return NeededOf(g, demand) <= g.references.size(); });
 }
 
-KvPages KvCache::MakePages(const KvDemand& demand) const {
+KvPages KvCache::MakePages(const ModelConfig& config, const KvDemand& demand) {
   KvPages pages;
-  for (const Group& group : groups_) {
-    pages.groups.emplace_back().pages.reserve(PagesFor(group.spec.source ? demand.source : demand.tokens));
+  for (const KvGroup& group : KvGroups(config)) {
+    pages.groups.emplace_back().pages.reserve(PagesFor(group.source ? demand.source : demand.tokens));
   }
   return pages;
 }

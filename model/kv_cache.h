@@ -86,7 +86,7 @@ class KvCache {
   /// Whether an empty cache could take it.
   bool Fits(const KvDemand& demand) const;
   /// Lists with room for all that the sequence will hold; nothing is reserved.
-  KvPages MakePages(const KvDemand& demand) const;
+  static KvPages MakePages(const ModelConfig& config, const KvDemand& demand);
   /// Reserves all that the sequence can ever hold, or nothing: false.
   bool Reserve(const KvDemand& demand, KvPages& pages);
 

@@ -29,12 +29,6 @@ Status CheckRepeatedHeadForm(const ModelConfig& config, const Checkpoint& checkp
 /// The type that holds the values of both.
 WeightType Wider(WeightType a, WeightType b) { return a == b ? a : WeightType::kF32; }
 
-/// Whether the engine holds this weight in the weight type: vectors and gates are fp32 in any case.
-bool HeldNarrow(const TensorSpec& spec) {
-  return spec.shape.size() == 2 && spec.role != TensorRole::kRouter && spec.role != TensorRole::kSharedRouter &&
-         spec.role != TensorRole::kRelativeBias;
-}
-
 /// Goes through the weights of a model and remembers the tensors that hold them.
 class TensorWalk {
  public:
@@ -43,7 +37,7 @@ class TensorWalk {
   Status Check(const std::vector<TensorSpec>& specs) {
     for (const TensorSpec& spec : specs) {
       MOE_ASSIGN_OR_RETURN(const StoredForm form, CheckStored(checkpoint_, spec));
-      if (HeldNarrow(spec)) exact_type_ = exact_type_ ? Wider(*exact_type_, form.exact_type) : form.exact_type;
+      if (HeldInWeightType(spec)) exact_type_ = exact_type_ ? Wider(*exact_type_, form.exact_type) : form.exact_type;
       if (!known_.insert(form.tensors.front()).second) continue;
       weights_ += form.weights;
       known_.insert(form.tensors.begin(), form.tensors.end());

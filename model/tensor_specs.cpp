@@ -277,6 +277,11 @@ std::vector<TensorSpec> ExpertTensors(const ModelConfig& config, int layer, int 
   return specs.Take();
 }
 
+bool HeldInWeightType(const TensorSpec& spec) {
+  return spec.shape.size() == 2 && spec.role != TensorRole::kRouter && spec.role != TensorRole::kSharedRouter &&
+         spec.role != TensorRole::kRelativeBias;
+}
+
 std::string BlocksName(const std::string& name) { return name + "_blocks"; }
 
 std::string ScalesName(const std::string& name, StoredEncoding encoding) {

@@ -96,6 +96,9 @@ std::vector<TensorSpec> LayerTensors(const ModelConfig& config, int layer);
 /// One routed expert of a sparse layer; its roles are the kMlp ones.
 std::vector<TensorSpec> ExpertTensors(const ModelConfig& config, int layer, int expert);
 
+/// Whether the engine holds this weight in the weight type; vectors, gates and relative biases are fp32 in any case.
+bool HeldInWeightType(const TensorSpec& spec);
+
 /// Where the plain encoding is replaced: MXFP4's blocks and scales, or FP8's scales, of the tensor called `name`.
 std::string BlocksName(const std::string& name);
 std::string ScalesName(const std::string& name, StoredEncoding encoding);

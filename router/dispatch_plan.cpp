@@ -27,6 +27,7 @@ void DispatchPlan::Build(const ReplicaTable& replicas, std::size_t sparse_index,
   std::fill(expert_tokens_.begin(), expert_tokens_.end(), 0);
   for (std::size_t token = 0; token < ids.rows(); ++token) {
     for (std::size_t j = 0; j < ids.cols(); ++j) {
+      if (weights(token, j) == 0) continue;
       const auto expert = static_cast<std::size_t>(ids(token, j));
       const std::span<const ReplicaSlot> choice = replicas.replicas(sparse_index, expert);
       const ReplicaSlot& slot = choice[expert_tokens_[expert]++ % choice.size()];

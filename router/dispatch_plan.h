@@ -35,12 +35,13 @@ class DispatchPlan {
     std::uint32_t pair = 0;
   };
 
-  /// ids and weights: (tokens, k). An expert's rows go to its replicas in turn, so every replica gets as many as any
-  /// other, give or take one, and the choice depends on this step alone.
+  /// ids and weights: (tokens, k). A pair of weight 0 adds nothing and is not sent. An expert's rows go to its replicas
+  /// in turn, so every replica gets as many as any other, give or take one, and the choice depends on this step alone.
   void Build(const ReplicaTable& replicas, std::size_t sparse_index, MatrixView<const std::int32_t> ids,
              MatrixView<const float> weights);
 
   const Part& part(WorkerId worker) const { return parts_[worker.index()]; }
+  /// Of a pair that is sent.
   Source source(std::size_t token, std::size_t j) const { return sources_[token * shape_.experts_per_token + j]; }
   /// Tokens of each expert in this layer, (num_experts).
   std::span<const std::uint32_t> expert_tokens() const { return expert_tokens_; }

@@ -17,6 +17,7 @@ constexpr std::size_t kLogitRows = 64;
 Engine::Engine(Options options, Parts parts)
     : options_(options),
       config_(parts.config),
+      stacks_(parts.config.stacks()),
       backend_(parts.backend),
       exchange_(parts.exchange),
       decoder_(parts.config, parts.backend, options.max_step_tokens, std::min(kLogitRows, options.max_step_tokens)),
@@ -44,14 +45,19 @@ Status Engine::Step(std::span<const Chunk> chunks) {
   const TimePoint begin = Clock::now();
   report_ = {};
   if (exchange_ != nullptr) exchange_->BeginStep();
-  MakeBatch(chunks);
-  decoder_.Begin(batch_);
-  report_.attention_seconds += Seconds(Clock::now() - begin);
-  for (std::size_t layer = 0; layer < config_.layers.size(); ++layer) MOE_RETURN_IF_ERROR(Layer(layer, chunks));
-  const HeadTimes head = head_.Run(chunks);
+  std::ranges::fill(expert_tokens_, 0);
+  const auto first_decoded = std::ranges::find(chunks, false, &Chunk::encode);
+  const std::span<const Chunk> encoded(chunks.begin(), first_decoded);
+  const std::span<const Chunk> decoded(first_decoded, chunks.end());
+  for (const StackSpec& stack : stacks_) MOE_RETURN_IF_ERROR(RunStack(stack, stack.encoder ? encoded : decoded));
+  for (const Chunk& chunk : encoded) {
+    chunk.sequence->encoded = true;
+    backend_.cache().ReleaseTransient(chunk.sequence->kv);
+  }
+  const HeadTimes head = head_.Run(decoded);
   window_.EndStep();
 
-  report_.tokens = token_ids_.size();
+  for (const Chunk& chunk : chunks) report_.tokens += chunk.tokens;
   report_.head_seconds = head.logits;
   report_.sample_seconds = head.sample;
   if (exchange_ != nullptr) {
@@ -73,20 +79,37 @@ void Engine::AddTotals() {
   }
 }
 
+Status Engine::RunStack(const StackSpec& stack, std::span<const Chunk> chunks) {
+  if (chunks.empty()) return Status::Ok();
+  const TimePoint begin = Clock::now();
+  MakeBatch(chunks);
+  decoder_.Begin(batch_);
+  report_.attention_seconds += Seconds(Clock::now() - begin);
+  for (std::size_t i = 0; i < stack.num_layers; ++i) MOE_RETURN_IF_ERROR(Layer(stack.first_layer + i, chunks));
+  const TimePoint end = Clock::now();
+  decoder_.EndStack(stack);
+  report_.attention_seconds += Seconds(Clock::now() - end);
+  return Status::Ok();
+}
+
 void Engine::MakeBatch(std::span<const Chunk> chunks) {
   token_ids_.clear();
   positions_.clear();
   entries_.clear();
   for (const Chunk& chunk : chunks) {
     const Sequence& sequence = *chunk.sequence;
-    MOE_CHECK(chunk.tokens > 0 && chunk.tokens <= sequence.remaining());
-    entries_.push_back({.pages = sequence.pages,
+    const std::vector<std::uint32_t>& source = sequence.request.source;
+    const std::span<const std::uint32_t> tokens = chunk.encode ? source : sequence.tokens;
+    const std::size_t first = chunk.encode ? 0 : sequence.computed;
+    MOE_CHECK(chunk.tokens > 0 && first + chunk.tokens <= tokens.size());
+    entries_.push_back({.kv = &sequence.kv,
                         .first_row = token_ids_.size(),
                         .rows = chunk.tokens,
-                        .first_position = sequence.computed});
-    for (std::size_t i = 0; i < chunk.tokens; ++i) {
-      token_ids_.push_back(sequence.tokens[sequence.computed + i]);
-      positions_.push_back(static_cast<std::uint32_t>(sequence.computed + i));
+                        .first_position = first,
+                        .source_positions = source.size()});
+    for (std::size_t position = first; position < first + chunk.tokens; ++position) {
+      token_ids_.push_back(tokens[position]);
+      positions_.push_back(static_cast<std::uint32_t>(position));
     }
   }
   MOE_CHECK(token_ids_.size() <= options_.max_step_tokens);
@@ -97,7 +120,7 @@ Status Engine::Layer(std::size_t layer, std::span<const Chunk> chunks) {
   const TimePoint begin = Clock::now();
   decoder_.AttentionBlock(layer);
   const Tensor input = decoder_.FfnInput(layer);
-  if (!config_.layers[layer].moe) decoder_.DenseMlp(layer);
+  if (!config_.layers[layer].moe) decoder_.DenseFfn(layer);
   report_.attention_seconds += Seconds(Clock::now() - begin);
   return config_.layers[layer].moe ? SparseFfn(layer, input, chunks) : Status::Ok();
 }
@@ -111,12 +134,17 @@ Status Engine::SparseFfn(std::size_t layer, Tensor input, std::span<const Chunk>
   decoder_.Route(layer, ids, weights);
   report_.gate_seconds += Seconds(Clock::now() - begin);
   MOE_CHECK(input.place == MemorySpace::kHost, "a transport of device rows has no implementation yet");
-  MOE_RETURN_IF_ERROR(exchange_->Run({.layer = static_cast<std::uint32_t>(layer),
-                                      .sparse_index = sparse_index_[layer],
-                                      .in = input.view,
-                                      .ids = ids,
-                                      .weights = weights},
-                                     decoder_.residual().view));
+  MOE_RETURN_IF_ERROR(exchange_->Start({.layer = static_cast<std::uint32_t>(layer),
+                                        .sparse_index = sparse_index_[layer],
+                                        .scales_input = config_.layers[layer].moe->gate.scales_input,
+                                        .in = input.view,
+                                        .ids = ids,
+                                        .weights = weights}));
+  const TimePoint started = Clock::now();
+  const Tensor shared = decoder_.SharedExperts(layer);
+  report_.attention_seconds += Seconds(Clock::now() - started);
+  MOE_RETURN_IF_ERROR(exchange_->Finish(
+      {.shared = shared.view, .scale = config_.residual_scale, .residual = decoder_.residual().view}));
   NoteRouting(sparse_index_[layer], chunks);
   return Status::Ok();
 }
@@ -134,14 +162,16 @@ void Engine::NoteRouting(std::size_t sparse_index, std::span<const Chunk> chunks
   for (const Chunk& chunk : chunks) {
     Sequence& sequence = *chunk.sequence;
     for (std::size_t i = 0; i < chunk.tokens * k; ++i) {
+      if (topk_weights_[row * k + i] == 0) continue;  // not sent
+      ++sequence.result.expert_rows;
       const auto expert = static_cast<std::size_t>(topk_ids_[row * k + i]);
       const std::size_t bit = sparse_index * experts + expert;
       if (!sequence.experts_used[bit]) ++sequence.result.unique_experts;
       sequence.experts_used[bit] = true;
     }
-    sequence.result.expert_rows += chunk.tokens * k;
     if (sequence.request.return_routing) {
-      const std::size_t at = (sparse_index * sequence.request.kv_tokens() + sequence.computed) * k;
+      const std::size_t position = chunk.encode ? 0 : sequence.computed;
+      const std::size_t at = sequence.output->routing_shape.begin(sparse_index) + position * k;
       std::copy_n(topk_ids_.data() + row * k, chunk.tokens * k, sequence.output->routing_ids.data() + at);
       std::copy_n(topk_weights_.data() + row * k, chunk.tokens * k, sequence.output->routing_weights.data() + at);
     }

@@ -25,7 +25,7 @@ namespace moe {
 struct StepReport {
   std::size_t tokens = 0;
   double seconds = 0;
-  double attention_seconds = 0;  // and the dense MLPs and norms
+  double attention_seconds = 0;  // and the dense MLPs, shared experts and norms
   double gate_seconds = 0;
   double head_seconds = 0;
   double sample_seconds = 0;
@@ -68,6 +68,8 @@ class Engine {
   const LoadWindow& load_window() const { return window_; }
 
  private:
+  /// The layers of one stack over the chunks that are for it.
+  Status RunStack(const StackSpec& stack, std::span<const Chunk> chunks);
   void MakeBatch(std::span<const Chunk> chunks);
   Status Layer(std::size_t layer, std::span<const Chunk> chunks);
   Status SparseFfn(std::size_t layer, Tensor input, std::span<const Chunk> chunks);
@@ -76,6 +78,7 @@ class Engine {
 
   const Options options_;
   const ModelConfig& config_;
+  const std::vector<StackSpec> stacks_;
   DenseBackend& backend_;
   ExpertExchange* const exchange_;
   Decoder decoder_;

@@ -50,18 +50,23 @@ void ExpertExchange::BeginStep() {
   std::fill(workers_.begin(), workers_.end(), WorkerStep{});
 }
 
-Status ExpertExchange::Run(const LayerInput& input, MatrixView<float> residual) {
+Status ExpertExchange::Start(const LayerInput& input) {
   const TimePoint begin = Clock::now();
+  input_ = input;
   plan_.Build(replicas_, input.sparse_index, input.ids, input.weights);
-  Send(input);
-  const TimePoint sent = Clock::now();
-  MOE_RETURN_IF_ERROR(exchange_->Start(request_bytes_));
-  MOE_RETURN_IF_ERROR(exchange_->Wait(sent + options_.timeout));
+  Send();
+  sent_ = Clock::now();
+  times_.dispatch += Seconds(sent_ - begin);
+  return exchange_->Start(request_bytes_);
+}
+
+Status ExpertExchange::Finish(const LayerOutput& output) {
+  const TimePoint begin = Clock::now();
+  MOE_RETURN_IF_ERROR(exchange_->Wait(sent_ + options_.timeout));
   const TimePoint received = Clock::now();
-  MOE_RETURN_IF_ERROR(ReadReplies(sent));
-  Combine(input, residual);
-  times_.dispatch += Seconds(sent - begin);
-  times_.wait += Seconds(received - sent);
+  MOE_RETURN_IF_ERROR(ReadReplies());
+  Combine(output);
+  times_.wait += Seconds(received - begin);
   times_.combine += Seconds(Clock::now() - received);
   return Status::Ok();
 }
@@ -76,21 +81,21 @@ DispatchShape ExpertExchange::ShapeFor(std::uint32_t layer, WorkerId worker) con
           .type = options_.type};
 }
 
-void ExpertExchange::Send(const LayerInput& input) {
+void ExpertExchange::Send() {
   for (std::size_t w = 0; w < shapes_.size(); ++w) {
     const WorkerId worker(static_cast<int>(w));
     const DispatchPlan::Part& part = plan_.part(worker);
-    shapes_[w] = ShapeFor(input.layer, worker);
+    shapes_[w] = ShapeFor(input_.layer, worker);
     request_bytes_[w] = 0;
     if (part.pairs.empty()) continue;
     const DispatchWriter writer(exchange_->request(worker), shapes_[w]);
     std::copy(part.pairs.begin(), part.pairs.end(), writer.pairs().begin());
-    for (std::size_t row = 0; row < part.tokens.size(); ++row) writer.SetRow(row, input.in.row(part.tokens[row]));
+    for (std::size_t row = 0; row < part.tokens.size(); ++row) writer.SetRow(row, input_.in.row(part.tokens[row]));
     request_bytes_[w] = writer.bytes();
   }
 }
 
-Status ExpertExchange::ReadReplies(TimePoint sent) {
+Status ExpertExchange::ReadReplies() {
   double longest = 0;
   for (std::size_t w = 0; w < shapes_.size(); ++w) {
     if (request_bytes_[w] == 0) continue;
@@ -101,29 +106,32 @@ Status ExpertExchange::ReadReplies(TimePoint sent) {
     longest = std::max(longest, busy);
     workers_[w].rows += shapes_[w].pairs;
     workers_[w].busy_seconds += busy;
-    if (observer_ != nullptr) observer_->OnExchange(worker, Seconds(exchange_->completed_at(worker) - sent));
+    if (observer_ != nullptr) observer_->OnExchange(worker, Seconds(exchange_->completed_at(worker) - sent_));
     replies_[w] = *std::move(reply);
   }
   times_.experts += longest;
   return Status::Ok();
 }
 
-void ExpertExchange::Combine(const LayerInput& input, MatrixView<float> residual) {
+void ExpertExchange::Combine(const LayerOutput& output) {
   const std::size_t hidden = options_.hidden;
   const auto combine = [&](std::size_t token, int thread) {
     float* scratch = rows_.data() + static_cast<std::size_t>(thread) * 2 * hidden;
     const std::span<float> row(scratch, hidden);
     const std::span<float> sum(scratch + hidden, hidden);
     std::fill(sum.begin(), sum.end(), 0.0f);
-    for (std::size_t j = 0; j < input.ids.cols(); ++j) {
+    for (std::size_t j = 0; j < input_.ids.cols(); ++j) {
+      const float weight = input_.weights(token, j);
+      if (weight == 0) continue;
       const DispatchPlan::Source source = plan_.source(token, j);
       replies_[source.worker].GetRow(source.pair, row);
-      kernels_.AddScaled(input.weights(token, j), row, sum);
+      kernels_.AddScaled(input_.scales_input ? 1 : weight, row, sum);
     }
-    kernels_.Add(sum, residual.row(token));
+    if (output.shared.rows() > 0) kernels_.Add(output.shared.row(token), sum);
+    kernels_.AddScaled(output.scale, sum, output.residual.row(token));
   };
-  const std::size_t tokens = input.in.rows();
-  ShareOut(pool_, tokens, tokens * hidden * input.ids.cols(), combine);
+  const std::size_t tokens = input_.in.rows();
+  ShareOut(pool_, tokens, tokens * hidden * input_.ids.cols(), combine);
 }
 
 }  // namespace moe

@@ -22,7 +22,7 @@ namespace moe {
 /// Seconds of one step, by what the router did; all layers together.
 struct ExchangeTimes {
   double dispatch = 0;  // plan and copying rows out
-  double wait = 0;      // for workers
+  double wait = 0;      // for workers, from when the router had nothing else to do
   double experts = 0;   // of `wait`, the longest worker's own computing, as it says itself
   double combine = 0;
 };
@@ -57,17 +57,27 @@ class ExpertExchange {
   ExpertExchange(Options options, Transport& transport, const Placement& placement, const Kernels& kernels,
                  ThreadPool& pool, ExchangeObserver* observer);
 
-  /// residual(tokens, hidden) += for each token, the sum over its experts of weight * expert(in row), in the order of
-  /// its top-k list, in fp32. `layer` is absolute, `sparse_index` counts the sparse layers.
+  /// The rows of one layer and where they go. `layer` is absolute, `sparse_index` counts the sparse layers.
   struct LayerInput {
     std::uint32_t layer = 0;
     std::size_t sparse_index = 0;
+    bool scales_input = false;           // weights have done their work on the experts' inputs
     MatrixView<const float> in;          // (tokens, hidden)
     MatrixView<const std::int32_t> ids;  // (tokens, k)
     MatrixView<const float> weights;     // (tokens, k)
   };
-  /// After a failure the exchange is done for: a late worker may still read its buffers, so it must not run again.
-  Status Run(const LayerInput& input, MatrixView<float> residual);
+  /// Sends the rows out. What the views of `input` show must stay until Finish.
+  Status Start(const LayerInput& input);
+  /// What joins the experts' sum on its way into the residual stream.
+  struct LayerOutput {
+    MatrixView<const float> shared;  // (tokens, hidden) of the shared experts, or empty
+    float scale = 1;                 // of the sum
+    MatrixView<float> residual;      // (tokens, hidden)
+  };
+  /// Waits for the rows and combines them: residual += scale * (sum over a token's experts of weight * expert(in row),
+  /// in the order of its top-k list, plus shared), in fp32. After a failure the exchange is done for: a late worker may
+  /// still read its buffers, so it must not run again.
+  Status Finish(const LayerOutput& output);
 
   /// Resets the sums below.
   void BeginStep();
@@ -77,9 +87,9 @@ class ExpertExchange {
   std::span<const std::uint32_t> expert_tokens() const { return plan_.expert_tokens(); }
 
  private:
-  void Send(const LayerInput& input);
-  Status ReadReplies(TimePoint sent);
-  void Combine(const LayerInput& input, MatrixView<float> residual);
+  void Send();
+  Status ReadReplies();
+  void Combine(const LayerOutput& output);
   DispatchShape ShapeFor(std::uint32_t layer, WorkerId worker) const;
 
   const Options options_;
@@ -89,6 +99,8 @@ class ExpertExchange {
   const Kernels& kernels_;
   ThreadPool& pool_;
   ExchangeObserver* const observer_;
+  LayerInput input_;  // of the exchange under way
+  TimePoint sent_;
   DispatchPlan plan_;
   std::unique_ptr<Exchange> exchange_;
   std::vector<std::size_t> request_bytes_;    // by worker

@@ -37,12 +37,15 @@ void WriteRouting(const SequenceOutput& output, const ModelConfig& config, Posit
   const auto k = static_cast<std::size_t>(config.experts_per_token());
   const std::vector<int> layers = config.sparse_layers();
   if (range.begin >= range.end || layers.empty()) return;
-  const std::size_t layer_size = output.routing_ids.size() / layers.size();
   for (std::size_t i = 0; i < layers.size(); ++i) {
     v1::LayerRouting& layer = *routing.Add();
     layer.set_layer(static_cast<std::uint32_t>(layers[i]));
     layer.set_experts_per_token(static_cast<std::uint32_t>(k));
-    for (std::size_t j = i * layer_size + range.begin * k; j < i * layer_size + range.end * k; ++j) {
+    const bool encoder = i < output.routing_shape.encoder_layers;
+    const std::size_t begin = encoder && range.begin > 0 ? output.routing_shape.source : range.begin;
+    const std::size_t end = encoder ? output.routing_shape.source : range.end;
+    const std::size_t at = output.routing_shape.begin(i);
+    for (std::size_t j = at + begin * k; j < at + end * k; ++j) {
       layer.add_expert_ids(static_cast<std::uint32_t>(output.routing_ids[j]));
       layer.add_weights(output.routing_weights[j]);
     }

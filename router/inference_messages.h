@@ -35,7 +35,8 @@ struct PositionRange {
   std::size_t begin = 0;
   std::size_t end = 0;
 };
-/// Appends one LayerRouting per sparse layer; nothing for an empty range.
+/// Appends one LayerRouting per sparse layer; nothing for an empty range. All of an encoder's routing comes with the
+/// decoder's first position.
 void WriteRouting(const SequenceOutput& output, const ModelConfig& config, PositionRange range,
                   google::protobuf::RepeatedPtrField<v1::LayerRouting>& routing);
 

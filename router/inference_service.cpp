@@ -134,7 +134,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateEvent>,
     if (!parsed.ok()) return reject(parsed.status());
     if (const Status status = share_.Take(OutputBytes(*parsed, context_.config)); !status.ok()) return reject(status);
     progress_.resize(parsed->size());
-    for (std::size_t i = 0; i < parsed->size(); ++i) progress_[i].prompt_tokens = (*parsed)[i].prompt.size();
+    for (std::size_t i = 0; i < parsed->size(); ++i) progress_[i].prompt_tokens = (*parsed)[i].sent_tokens();
     Outputs outputs;
     const Status status =
         SubmitAll(context_, *std::move(parsed), context_.delivery.Listener(shared_from_this()), outputs);

@@ -7,16 +7,35 @@
 namespace moe {
 namespace {
 
-Status CheckTokens(const v1::TokenSequence& sequence, int index, const ModelConfig& config) {
+Status CheckTokens(const v1::TokenSequence& sequence, int index, const ModelConfig& config,
+                   const RequestLimits& limits) {
   if (sequence.token_ids().empty()) return InvalidArgument("sequences[", index, "].token_ids is empty");
   if (sequence.token_ids_size() > config.context_length)
     return InvalidArgument("sequences[", index, "].token_ids has ", sequence.token_ids_size(),
                            " tokens, the context is ", config.context_length);
+  if (config.has_encoder() && static_cast<std::uint32_t>(sequence.token_ids_size()) > limits.max_source_tokens)
+    return InvalidArgument("sequences[", index, "].token_ids has ", sequence.token_ids_size(),
+                           " tokens; an encoder takes them in one step, of at most ", limits.max_source_tokens,
+                           " (--max-step-tokens)");
   for (int i = 0; i < sequence.token_ids_size(); ++i)
     if (sequence.token_ids(i) >= static_cast<std::uint32_t>(config.vocab_size))
       return InvalidArgument("sequences[", index, "].token_ids[", i, "] ", sequence.token_ids(i),
                              " is not below the vocabulary size ", config.vocab_size);
   return Status::Ok();
+}
+
+/// The tokens where the model takes them: its decoder, or its encoder while the decoder begins with its start token.
+SequenceRequest MakeRequest(SequenceKind kind, int index, const v1::TokenSequence& sequence,
+                            const ModelConfig& config) {
+  SequenceRequest request{.kind = kind, .index = static_cast<std::uint32_t>(index)};
+  std::vector<std::uint32_t> tokens(sequence.token_ids().begin(), sequence.token_ids().end());
+  if (config.has_encoder()) {
+    request.source = std::move(tokens);
+    request.prompt = {*config.decoder_start_token};
+  } else {
+    request.prompt = std::move(tokens);
+  }
+  return request;
 }
 
 Status CheckBatch(int sequences, const RequestLimits& limits) {
@@ -69,19 +88,20 @@ Result<std::vector<SequenceRequest>> ParseGenerate(const v1::GenerateRequest& me
   std::vector<SequenceRequest> requests;
   for (int i = 0; i < message.sequences_size(); ++i) {
     const v1::TokenSequence& sequence = message.sequences(i);
-    MOE_RETURN_IF_ERROR(CheckTokens(sequence, i, config));
-    const std::uint64_t length = static_cast<std::uint64_t>(sequence.token_ids_size()) + message.max_new_tokens();
+    MOE_RETURN_IF_ERROR(CheckTokens(sequence, i, config, limits));
+    // An encoder's input and the decoder's output are two contexts.
+    const auto prompt = config.has_encoder() ? 0 : static_cast<std::uint64_t>(sequence.token_ids_size());
+    const std::uint64_t length = prompt + message.max_new_tokens();
     if (length > static_cast<std::uint64_t>(config.context_length))
-      return InvalidArgument("sequences[", i, "]: ", sequence.token_ids_size(), " prompt tokens and max_new_tokens ",
+      return InvalidArgument("sequences[", i, "]: ", prompt, " prompt tokens and max_new_tokens ",
                              message.max_new_tokens(), " exceed the context of ", config.context_length);
-    requests.push_back({.kind = SequenceKind::kGenerate,
-                        .index = static_cast<std::uint32_t>(i),
-                        .prompt = {sequence.token_ids().begin(), sequence.token_ids().end()},
-                        .max_new_tokens = message.max_new_tokens(),
-                        .sampling = sampling,
-                        .stop_token_ids = stops,
-                        .num_logprobs = std::min(message.logprobs(), static_cast<std::uint32_t>(config.vocab_size)),
-                        .return_routing = message.return_routing()});
+    SequenceRequest request = MakeRequest(SequenceKind::kGenerate, i, sequence, config);
+    request.max_new_tokens = message.max_new_tokens();
+    request.sampling = sampling;
+    request.stop_token_ids = stops;
+    request.num_logprobs = std::min(message.logprobs(), static_cast<std::uint32_t>(config.vocab_size));
+    request.return_routing = message.return_routing();
+    requests.push_back(std::move(request));
   }
   return requests;
 }
@@ -92,15 +112,16 @@ Result<std::vector<SequenceRequest>> ParseScore(const v1::ScoreRequest& message,
   if (!v1::LogitsMode_IsValid(message.return_logits()))
     return InvalidArgument("return_logits ", static_cast<int>(message.return_logits()),
                            " is unknown (NONE, LAST, ALL)");
+  if (config.has_encoder() && message.return_logits() != v1::LOGITS_MODE_LAST)
+    return Unimplemented("return_logits ", v1::LogitsMode_Name(message.return_logits()),
+                         ": an encoder–decoder model gives the logits of the first decoder step only (LAST)");
   std::vector<SequenceRequest> requests;
   std::uint64_t reply_bytes = 0;
   for (int i = 0; i < message.sequences_size(); ++i) {
     const v1::TokenSequence& sequence = message.sequences(i);
-    MOE_RETURN_IF_ERROR(CheckTokens(sequence, i, config));
-    SequenceRequest request{.kind = SequenceKind::kScore,
-                            .index = static_cast<std::uint32_t>(i),
-                            .prompt = {sequence.token_ids().begin(), sequence.token_ids().end()},
-                            .return_routing = message.return_routing()};
+    MOE_RETURN_IF_ERROR(CheckTokens(sequence, i, config, limits));
+    SequenceRequest request = MakeRequest(SequenceKind::kScore, i, sequence, config);
+    request.return_routing = message.return_routing();
     if (message.return_logits() == v1::LOGITS_MODE_LAST) request.score_logits = ScoreLogits::kLast;
     if (message.return_logits() == v1::LOGITS_MODE_ALL) request.score_logits = ScoreLogits::kAll;
     reply_bytes += SequenceOutput::Bytes(request, config);

@@ -25,9 +25,10 @@ Status Router::Submit(std::vector<std::unique_ptr<Sequence>> batch) {
   };
   std::size_t prompt_tokens = 0;
   for (const auto& sequence : batch) {
-    prompt_tokens += sequence->request.prompt.size();
+    prompt_tokens += sequence->request.sent_tokens();
     if (!scheduler_.Fits(sequence->request))
-      return refuse(ResourceExhausted("sequences[", sequence->request.index, "] needs ", sequence->request.kv_tokens(),
+      return refuse(ResourceExhausted("sequences[", sequence->request.index, "] needs ",
+                                      std::max(sequence->request.kv_tokens(), sequence->request.source.size()),
                                       " positions of the KV cache, which has ", cache_.capacity_tokens(),
                                       " (--kv-tokens)"));
   }

@@ -19,15 +19,17 @@ struct SchedulerLimits {
   std::size_t prefill_chunk = 0;    // prompt tokens of a sequence in a step; 0 = as many as fit
 };
 
-/// `tokens` next positions of a sequence.
+/// `tokens` next positions of a sequence, or its whole source for the encoder.
 struct Chunk {
   Sequence* sequence = nullptr;
   std::size_t tokens = 0;
+  bool encode = false;
 };
 
 /// Sequences are admitted in the order of arrival, each with all the KV pages that it can ever need: what runs can
 /// always finish, so admission never deadlocks on KV, and nobody overtakes a large request for ever. A step takes the
-/// running decodes first, one token each, then prefill chunks. Where either do not all fit, those served longest ago
+/// running decodes first, one token each, then prefill chunks. An encoder takes whole sources, as many as fit its own
+/// rows of the step; its chunks come before the decoder's. Where any do not all fit, those served longest ago
 /// come first, so that under any limits a running sequence advances at least once in max_sequences steps. Used by the
 /// engine thread alone; Schedule and Retire allocate nothing.
 class Scheduler {
@@ -44,7 +46,8 @@ class Scheduler {
     while (Sequence* sequence = AdmitOne()) admitted(*sequence);
   }
 
-  /// The next step's chunks, in the order of its rows; empty only when nothing runs.
+  /// The next step's chunks, the encoder's first, in the order of its rows; empty only when nothing runs. Pages for
+  /// them are there.
   std::span<const Chunk> Schedule();
 
   /// Takes out every sequence for which `done(sequence)` is true, running or waiting; its pages are free again.
@@ -52,7 +55,7 @@ class Scheduler {
   void Retire(Done&& done) {
     std::erase_if(running_, [&](std::unique_ptr<Sequence>& sequence) {
       if (!done(*sequence)) return false;
-      ReleasePages(*sequence);
+      cache_.Release(sequence->kv);
       return true;
     });
     std::erase_if(waiting_, [&](std::unique_ptr<Sequence>& sequence) { return done(*sequence); });
@@ -64,14 +67,15 @@ class Scheduler {
  private:
   Sequence* AdmitOne();
   /// Gives the sequence a place in the step, and the last one in its line.
-  void Take(Sequence& sequence, std::size_t tokens, std::size_t& budget);
-  void ReleasePages(Sequence& sequence);
+  void Take(const Chunk& chunk, std::size_t& budget);
+  void ScheduleEncoder();
 
   const SchedulerLimits limits_;
   KvCache& cache_;
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in the order of admission
-  std::vector<Sequence*> decodes_;                  // of the running, for Schedule
+  std::vector<Sequence*> encodes_;                  // of the running, for Schedule
+  std::vector<Sequence*> decodes_;
   std::vector<Sequence*> prefills_;
   std::vector<Chunk> chunks_;
   std::uint64_t last_turn_ = 0;

@@ -14,10 +14,15 @@ std::size_t LogitRows(const SequenceRequest& request) {
   return 0;
 }
 
-// (layer, position, expert) triples of the routing that is returned.
-std::size_t RoutedPairs(const SequenceRequest& request, const ModelConfig& config) {
-  if (!request.return_routing) return 0;
-  return config.sparse_layers().size() * request.kv_tokens() * static_cast<std::size_t>(config.experts_per_token());
+RoutingShape ShapeOfRouting(const SequenceRequest& request, const ModelConfig& config) {
+  if (!request.return_routing) return {};
+  RoutingShape shape{.experts_per_token = static_cast<std::size_t>(config.experts_per_token()),
+                     .source = request.source.size(),
+                     .tokens = request.kv_tokens()};
+  for (const int layer : config.sparse_layers()) {
+    ++(layer < config.encoder_layers ? shape.encoder_layers : shape.decoder_layers);
+  }
+  return shape;
 }
 
 }  // namespace
@@ -25,7 +30,7 @@ std::size_t RoutedPairs(const SequenceRequest& request, const ModelConfig& confi
 std::uint64_t SequenceOutput::Bytes(const SequenceRequest& request, const ModelConfig& config) {
   const std::uint64_t tokens = request.prompt.size() + request.max_new_tokens * (2 + 2 * request.num_logprobs);
   const std::uint64_t logits = LogitRows(request) * static_cast<std::uint64_t>(config.vocab_size);
-  return 4 * (tokens + logits + 2 * RoutedPairs(request, config));
+  return 4 * (tokens + logits + 2 * ShapeOfRouting(request, config).size());
 }
 
 SequenceOutput::SequenceOutput(const SequenceRequest& request, const ModelConfig& config) {
@@ -39,8 +44,9 @@ SequenceOutput::SequenceOutput(const SequenceRequest& request, const ModelConfig
     top_token_ids.resize(generated * request.num_logprobs);
     top_logprobs.resize(generated * request.num_logprobs);
   }
-  routing_ids.resize(RoutedPairs(request, config));
-  routing_weights.resize(RoutedPairs(request, config));
+  routing_shape = ShapeOfRouting(request, config);
+  routing_ids.resize(routing_shape.size());
+  routing_weights.resize(routing_shape.size());
 }
 
 Sequence::Sequence(SequenceRequest asked, std::shared_ptr<SequenceOutput> out, std::shared_ptr<OutputListener> hears,
@@ -52,7 +58,8 @@ Sequence::Sequence(SequenceRequest asked, std::shared_ptr<SequenceOutput> out, s
       arrived(Clock::now()) {
   tokens.reserve(request.prompt.size() + request.max_new_tokens);
   tokens.assign(request.prompt.begin(), request.prompt.end());
-  pages.reserve(KvCache::PagesFor(request.kv_tokens()));
+  kv = KvCache::MakePages(config, request.kv_demand());
+  encoded = request.source.empty();
   if (request.sampling.has_penalties()) {
     counts = std::make_unique<TokenCounts>(static_cast<std::size_t>(config.vocab_size));
     for (const std::uint32_t token : request.prompt) counts->AddPrompt(token);

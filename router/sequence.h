@@ -1,6 +1,7 @@
 // One prompt and its continuation: what was asked, what is known so far, what has come out.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -23,9 +24,10 @@ enum class ScoreLogits : std::uint8_t { kNone, kLast, kAll };
 /// A checked request (router/request.h makes it from a message).
 struct SequenceRequest {
   SequenceKind kind = SequenceKind::kGenerate;
-  std::uint32_t index = 0;  // in its own request
-  std::vector<std::uint32_t> prompt;
-  std::uint32_t max_new_tokens = 0;  // 0 when scoring
+  std::uint32_t index = 0;            // in its own request
+  std::vector<std::uint32_t> source;  // what an encoder reads; empty for decoder-only models
+  std::vector<std::uint32_t> prompt;  // the decoder's tokens: the request's, or an encoder–decoder's start token
+  std::uint32_t max_new_tokens = 0;   // 0 when scoring
   SamplingParams sampling;
   std::vector<std::uint32_t> stop_token_ids;  // sorted; the model's own among them unless ignored
   std::uint32_t num_logprobs = 0;
@@ -34,6 +36,9 @@ struct SequenceRequest {
 
   /// Positions that are computed and so need room in the KV cache: all but the last generated token.
   std::size_t kv_tokens() const { return prompt.size() + (max_new_tokens > 0 ? max_new_tokens - 1 : 0); }
+  KvDemand kv_demand() const { return {.tokens = kv_tokens(), .source = source.size()}; }
+  /// Tokens that the client sent.
+  std::size_t sent_tokens() const { return source.empty() ? prompt.size() : source.size(); }
 };
 
 enum class FinishKind : std::uint8_t { kStop, kLength, kCancelled, kFailed };
@@ -55,6 +60,23 @@ class OutputListener {
   virtual void OnOutput() = 0;
 };
 
+/// Where the routing of each sparse layer lies: the encoder's layers have the source's positions, the decoder's those
+/// of its tokens. In (position, expert) pairs.
+struct RoutingShape {
+  std::size_t encoder_layers = 0;
+  std::size_t decoder_layers = 0;
+  std::size_t experts_per_token = 0;
+  std::size_t source = 0;
+  std::size_t tokens = 0;
+
+  std::size_t positions(std::size_t sparse_index) const { return sparse_index < encoder_layers ? source : tokens; }
+  std::size_t begin(std::size_t sparse_index) const {
+    const std::size_t encoder = std::min(sparse_index, encoder_layers);
+    return (encoder * source + (sparse_index - encoder) * tokens) * experts_per_token;
+  }
+  std::size_t size() const { return begin(encoder_layers + decoder_layers); }
+};
+
 /// What comes out of a sequence. All memory is there before the sequence is queued. The engine thread writes and then
 /// publishes a count (release); a service thread reads what is published (acquire).
 class SequenceOutput {
@@ -70,9 +92,10 @@ class SequenceOutput {
   std::vector<std::uint32_t> top_token_ids;  // (max_new_tokens, num_logprobs)
   std::vector<float> top_logprobs;           // (max_new_tokens, num_logprobs)
   std::vector<float> logits;                 // (1 or prompt, vocab) when scoring asks for them
-  std::vector<std::int32_t> routing_ids;     // (sparse layers, kv_tokens, k) when asked for
-  std::vector<float> routing_weights;        // (sparse layers, kv_tokens, k)
-  SequenceResult result;                     // valid once finished()
+  RoutingShape routing_shape;                // empty unless asked for
+  std::vector<std::int32_t> routing_ids;     // as routing_shape says
+  std::vector<float> routing_weights;
+  SequenceResult result;  // valid once finished()
 
   std::size_t tokens() const { return tokens_.load(std::memory_order_acquire); }  // pairs with PublishTokens
   std::size_t routed() const { return routed_.load(std::memory_order_acquire); }  // pairs with PublishRouted
@@ -90,7 +113,7 @@ class SequenceOutput {
 
  private:
   std::atomic<std::size_t> tokens_{0};
-  std::atomic<std::size_t> routed_{0};  // positions whose routing is there
+  std::atomic<std::size_t> routed_{0};  // decoder positions whose routing is there; then the encoder's is too
   std::atomic<bool> finished_{false};
   std::atomic<bool> cancelled_{false};
 };
@@ -105,7 +128,8 @@ struct Sequence {
   std::shared_ptr<OutputListener> listener;
 
   std::vector<std::uint32_t> tokens;    // prompt and what was generated
-  std::vector<PageId> pages;            // of the KV cache, by absolute page
+  KvPages kv;                           // its pages of the KV cache
+  bool encoded = false;                 // the encoder has run, or there is nothing to encode
   std::size_t computed = 0;             // positions in the cache
   std::unique_ptr<TokenCounts> counts;  // when penalties need it
   std::vector<bool> experts_used;       // (sparse layers, experts)
