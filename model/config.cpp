@@ -5,11 +5,12 @@
 #include <cmath>
 #include <cstdlib>
 #include <numbers>
+#include <optional>
 #include <system_error>
 #include <utility>
 
-#include "model/families/decoder_common.h"
 #include "model/families/family.h"
+#include "model/families/known_keys.h"
 #include "model/json.h"
 
 namespace moe {
@@ -18,7 +19,7 @@ namespace {
 const Family* ReadFamily(KeyReader& keys) {
   const auto model_type = keys.OptionalString("model_type");
   if (!model_type.has_value()) {
-    keys.Fail("key model_type is missing");
+    keys.Missing("model_type");
     return nullptr;
   }
   const Family* family = FindFamily(*model_type);
@@ -30,8 +31,8 @@ const Family* ReadFamily(KeyReader& keys) {
   return family;
 }
 
-/// `dtype` or the older `torch_dtype`; absent means float32, as published software takes it.
-WeightType ReadStoredType(KeyReader& keys) {
+/// `dtype` or the older `torch_dtype`.
+std::optional<WeightType> ReadStoredType(KeyReader& keys) {
   constexpr std::array<std::string_view, 3> kNames = {"float32", "bfloat16", "float16"};
   constexpr std::array<WeightType, 3> kTypes = {WeightType::kF32, WeightType::kBf16, WeightType::kF16};
   const auto type = keys.OptionalChoice("dtype", kNames);
@@ -40,28 +41,84 @@ WeightType ReadStoredType(KeyReader& keys) {
     keys.Refuse("torch_dtype", Cat(kNames[*type], ", as dtype says"));
   }
   const auto either = type.has_value() ? type : older;
-  return either.has_value() ? kTypes[*either] : WeightType::kF32;
+  return either.has_value() ? std::optional(kTypes[*either]) : std::nullopt;
+}
+
+/// FP8 in blocks of 128 × 128; how other software quantises activations is its own affair.
+void CheckFp8(KeyReader& settings, std::vector<std::string>& warnings) {
+  static const std::vector<MathematicalKey> mathematical = {{"fmt", {"\"e4m3\""}},
+                                                            {"activation_scheme", {"\"dynamic\""}}};
+  constexpr std::array<std::string_view, 3> kHarmless = {"modules_to_not_convert", "ignored_layers", "scale_fmt"};
+  const auto block = settings.OptionalInts("weight_block_size", {});
+  if (block != std::vector<int>{128, 128}) settings.Refuse("weight_block_size", "[128, 128]");
+  settings.CheckUnread(kHarmless, mathematical, warnings);
+}
+
+void ReadEncoding(KeyReader& keys, const Family& family, ModelConfig& config) {
+  auto settings = keys.OptionalObject("quantization_config");
+  if (!settings.has_value()) return;
+  if (family.encoding == StoredEncoding::kPlain) {
+    return keys.Refuse("quantization_config", "absent (this model_type is read unquantised only)");
+  }
+  const bool fp8 = family.encoding == StoredEncoding::kFp8Blocks;
+  const std::array<std::string_view, 1> methods = {fp8 ? "fp8" : "mxfp4"};
+  (void)settings->Choice("quant_method", methods);
+  if (fp8) CheckFp8(*settings, config.warnings);
+  keys.Fail(settings->status());
+  config.encoding = family.encoding;
+}
+
+/// What a configuration and the one inside it may both say; the inner one goes first.
+struct SharedSettings {
+  std::optional<WeightType> stored_type;
+  std::optional<std::vector<std::uint32_t>> eos_token_ids;
+};
+
+void ReadKeys(KeyReader& keys, const Family& family, ModelConfig& config, SharedSettings& shared);
+
+/// The configuration of the text model inside that of a larger one.
+void ReadTextConfig(KeyReader& keys, const Family& family, ModelConfig& config, SharedSettings& shared) {
+  auto text = keys.OptionalObject(family.text_key);
+  if (!text.has_value()) return keys.Missing(family.text_key);
+  const std::array<std::string_view, 1> model_types = {family.text_model_type};
+  (void)text->OptionalChoice("model_type", model_types);
+  const Family* text_family = FindFamily(family.text_model_type);
+  MOE_CHECK(text_family != nullptr, family.text_model_type);
+  ReadKeys(*text, *text_family, config, shared);
+  keys.Fail(text->status());
+}
+
+void ReadKeys(KeyReader& keys, const Family& family, ModelConfig& config, SharedSettings& shared) {
+  if (!family.text_key.empty()) ReadTextConfig(keys, family, config, shared);
+  config.model_type = family.model_type;
+  config.servable = family.servable;
+  family.parse(keys, config);
+  const auto architectures = keys.OptionalStrings("architectures");
+  config.architecture = architectures.empty() ? std::string(family.architecture) : architectures.front();
+  ReadEncoding(keys, family, config);
+  const auto stored_type = ReadStoredType(keys);
+  if (!shared.stored_type.has_value()) shared.stored_type = stored_type;
+  auto eos_token_ids = keys.OptionalTokenIds("eos_token_id", config.vocab_size);
+  if (!shared.eos_token_ids.has_value()) shared.eos_token_ids = std::move(eos_token_ids);
+
+  std::vector<std::string_view> harmless(HarmlessKeys().begin(), HarmlessKeys().end());
+  harmless.insert(harmless.end(), family.harmless.begin(), family.harmless.end());
+  std::vector<MathematicalKey> mathematical(family.mathematical.begin(), family.mathematical.end());
+  mathematical.insert(mathematical.end(), MathematicalKeys().begin(), MathematicalKeys().end());
+  keys.CheckUnread(harmless, mathematical, config.warnings);
 }
 
 Result<ModelConfig> ParseConfig(const JsonValue& root, const std::string& file) {
   if (root.AsObject() == nullptr) return InvalidArgument(file, " is ", root.Excerpt(), ", not a JSON object");
   KeyReader keys(root, file);
-  ModelConfig config;
   const Family* family = ReadFamily(keys);
   if (family == nullptr) return keys.status();
 
-  config.model_type = family->model_type;
-  config.servable = family->servable;
-  family->parse(keys, config);
-  const auto architectures = keys.OptionalStrings("architectures");
-  config.architecture = architectures.empty() ? std::string(family->architecture) : architectures.front();
-  config.stored_type = ReadStoredType(keys);
-  config.eos_token_ids =
-      keys.OptionalTokenIds("eos_token_id", config.vocab_size).value_or(std::vector<std::uint32_t>{});
-
-  std::vector<std::string_view> harmless(HarmlessKeys().begin(), HarmlessKeys().end());
-  harmless.insert(harmless.end(), family->harmless.begin(), family->harmless.end());
-  keys.CheckUnread(harmless, family->mathematical, config.warnings);
+  ModelConfig config;
+  SharedSettings shared;
+  ReadKeys(keys, *family, config, shared);
+  config.stored_type = shared.stored_type.value_or(family->absent_dtype);
+  config.eos_token_ids = std::move(shared.eos_token_ids).value_or(std::vector<std::uint32_t>{});
   if (!keys.status().ok()) return keys.status();
   return config;
 }
@@ -143,7 +200,7 @@ int RelativeBiasSpec::Bucket(int delta, bool causal) const {
   if (distance < exact) return first + distance;
   const double share =
       std::log(static_cast<double>(distance) / exact) / std::log(static_cast<double>(max_distance) / exact);
-  return first + std::min(exact + static_cast<int>(share * (count - exact)), count - 1);
+  return first + exact + static_cast<int>(std::min(share * (count - exact), count - 1.0 - exact));
 }
 
 int AttentionSpec::projected_width() const {

@@ -5,11 +5,27 @@
 
 namespace moe {
 
-// One line a family; each is a function that returns its Family, defined in the file of that name.
-#define MOE_FAMILIES(FAMILY) \
-  FAMILY(LlamaFamily)        \
-  FAMILY(MistralFamily)      \
-  FAMILY(MixtralFamily)
+// One line a family; each is a function that returns its Family. The last four are only counted.
+#define MOE_FAMILIES(FAMILY)       \
+  FAMILY(LlamaFamily)              \
+  FAMILY(MistralFamily)            \
+  FAMILY(MixtralFamily)            \
+  FAMILY(Qwen2MoeFamily)           \
+  FAMILY(Qwen3MoeFamily)           \
+  FAMILY(Qwen3Family)              \
+  FAMILY(OlmoeFamily)              \
+  FAMILY(DeepseekV2Family)         \
+  FAMILY(DeepseekV3Family)         \
+  FAMILY(GptOssFamily)             \
+  FAMILY(Llama4Family)             \
+  FAMILY(Llama4TextFamily)         \
+  FAMILY(SwitchTransformersFamily) \
+  FAMILY(Glm4MoeFamily)            \
+  FAMILY(GraniteMoeFamily)         \
+  FAMILY(Gpt2Family)               \
+  FAMILY(GemmaFamily)              \
+  FAMILY(Gemma3TextFamily)         \
+  FAMILY(Phi3Family)
 
 #define MOE_DECLARE(name) const Family& name();
 MOE_FAMILIES(MOE_DECLARE)

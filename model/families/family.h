@@ -20,9 +20,15 @@ struct Family {
   /// Reads the keys and fills all of the config but what every family shares (ReadModelConfigFile). Failures go into
   /// `keys`.
   void (*parse)(KeyReader& keys, ModelConfig& config);
-  std::span<const std::string_view> harmless;  // beside HarmlessKeys()
-  std::span<const MathematicalKey> mathematical;
+  std::span<const std::string_view> harmless = {};       // beside HarmlessKeys()
+  std::span<const MathematicalKey> mathematical = {};    // before MathematicalKeys()
+  WeightType absent_dtype = WeightType::kF32;            // without dtype and torch_dtype
+  StoredEncoding encoding = StoredEncoding::kFp8Blocks;  // that quantization_config may ask for; kPlain: none
   bool servable = true;  // false: its parameters can be counted, its forward pass is not implemented
+  /// When not empty, the text model has a whole configuration of its own under this key, of the other model type.
+  /// `parse` comes after it and adds what the outer form changes.
+  std::string_view text_key = {};
+  std::string_view text_model_type = {};
 };
 
 /// Null when no family has this model_type.

@@ -20,6 +20,12 @@ bool Equal(const JsonValue& a, const JsonValue& b) {
   return !b.AsReal().has_value() && a.Excerpt() == b.Excerpt();
 }
 
+std::optional<std::size_t> IndexOf(const JsonValue& value, std::span<const std::string_view> choices) {
+  const std::string* text = value.AsString();
+  const auto it = text == nullptr ? choices.end() : std::ranges::find(choices, *text);
+  return it == choices.end() ? std::nullopt : std::optional(static_cast<std::size_t>(it - choices.begin()));
+}
+
 bool IsNeutral(const JsonValue& value, const MathematicalKey& key) {
   if (value.is_null()) return true;
   return std::ranges::any_of(key.neutral, [&](std::string_view text) {
@@ -94,11 +100,30 @@ double KeyReader::Real(std::string_view key, RealRange range) {
   return range.min;
 }
 
+std::size_t KeyReader::Choice(std::string_view key, std::span<const std::string_view> choices) {
+  if (const auto choice = OptionalChoice(key, choices)) return *choice;
+  Missing(key);
+  return 0;
+}
+
+std::optional<int> KeyReader::NullableInt(std::string_view key, IntRange range) {
+  if (!Has(key)) Missing(key);
+  return OptionalInt(key, range);
+}
+
 std::optional<bool> KeyReader::OptionalBool(std::string_view key) {
   const JsonValue* value = Read(key);
   if (value == nullptr) return std::nullopt;
   const bool* flag = value->AsBool();
   return Check(key, flag == nullptr ? std::nullopt : std::optional(*flag), flag != nullptr, "true or false");
+}
+
+std::optional<bool> KeyReader::OptionalTruth(std::string_view key) {
+  const JsonValue* value = Read(key);
+  if (value == nullptr) return std::nullopt;
+  if (const auto number = value->AsReal()) return *number != 0;
+  const bool* flag = value->AsBool();
+  return Check(key, flag == nullptr ? std::nullopt : std::optional(*flag), flag != nullptr, "true, false or a number");
 }
 
 std::optional<std::string> KeyReader::OptionalString(std::string_view key) {
@@ -120,6 +145,21 @@ std::vector<std::string> KeyReader::OptionalStrings(std::string_view key) {
   }
   Refuse(key, "a list of strings");
   return {};
+}
+
+std::optional<std::vector<int>> KeyReader::OptionalInts(std::string_view key, IntRange range) {
+  const JsonValue* value = Read(key);
+  if (value == nullptr) return std::nullopt;
+  std::vector<int> numbers;
+  if (const JsonValue::Array* array = value->AsArray()) {
+    for (const JsonValue& item : *array) {
+      const auto number = item.AsInt();
+      if (number.has_value() && Contains(range, *number)) numbers.push_back(static_cast<int>(*number));
+    }
+    if (numbers.size() == array->size()) return numbers;
+  }
+  Refuse(key, Cat("a list of whole numbers from ", range.min, " to ", range.max));
+  return std::nullopt;
 }
 
 std::optional<std::vector<std::uint32_t>> KeyReader::OptionalTokenIds(std::string_view key, int vocab_size) {
@@ -149,16 +189,40 @@ std::optional<KeyReader> KeyReader::OptionalObject(std::string_view key) {
   return KeyReader(*value, file_, Cat(prefix_, key, "."));
 }
 
+void KeyReader::UnknownChoice(const std::string& name, const JsonValue& value,
+                              std::span<const std::string_view> choices) {
+  std::string allowed;
+  for (const std::string_view choice : choices) allowed += Cat(allowed.empty() ? "" : ", ", choice);
+  Fail(Cat(prefix_, name, " ", value.Excerpt(), " is unknown (", allowed, ")"));
+}
+
 std::optional<std::size_t> KeyReader::OptionalChoice(std::string_view key, std::span<const std::string_view> choices) {
   const JsonValue* value = Read(key);
   if (value == nullptr) return std::nullopt;
-  std::string allowed;
-  for (std::size_t i = 0; i < choices.size(); ++i) {
-    if (const std::string* text = value->AsString(); text != nullptr && *text == choices[i]) return i;
-    allowed += Cat(i == 0 ? "" : ", ", choices[i]);
+  const auto choice = IndexOf(*value, choices);
+  if (!choice.has_value()) UnknownChoice(std::string(key), *value, choices);
+  return choice;
+}
+
+std::optional<std::vector<std::size_t>> KeyReader::OptionalChoices(std::string_view key,
+                                                                   std::span<const std::string_view> choices) {
+  const JsonValue* value = Read(key);
+  if (value == nullptr) return std::nullopt;
+  const JsonValue::Array* array = value->AsArray();
+  if (array == nullptr) {
+    Refuse(key, "a list of names");
+    return std::nullopt;
   }
-  Fail(Cat(prefix_, key, " ", value->Excerpt(), " is unknown (", allowed, ")"));
-  return std::nullopt;
+  std::vector<std::size_t> indices;
+  for (const JsonValue& item : *array) {
+    const auto choice = IndexOf(item, choices);
+    if (!choice.has_value()) {
+      UnknownChoice(Cat(key, "[", indices.size(), "]"), item, choices);
+      return std::nullopt;
+    }
+    indices.push_back(*choice);
+  }
+  return indices;
 }
 
 void KeyReader::CheckUnread(std::span<const std::string_view> harmless, std::span<const MathematicalKey> mathematical,

@@ -2,6 +2,7 @@
 // always renormalises their weights; an expert is w2(silu(w1 x) * w3 x).
 #include "model/families/decoder_common.h"
 #include "model/families/family.h"
+#include "model/families/rope_settings.h"
 
 namespace moe {
 namespace {
@@ -21,7 +22,7 @@ void Parse(KeyReader& keys, ModelConfig& config) {
   layer.attention.window = ReadSlidingWindow(keys);
   layer.moe = MoeSpec{.gate = ReadSoftmaxGate(keys, "num_local_experts"),
                       .expert = {.intermediate = keys.Int("intermediate_size", kIntermediateSizes)}};
-  config.rope = ReadRope(keys, config, layer.attention.head_dim, 1e6);
+  config.rope = ReadRope(keys, config, layer.attention.head_dim, {.theta = 1e6}).rope;
   config.layers = ReadLayers(keys, layer);
   config.tensor_names = Names();
 }
@@ -29,11 +30,7 @@ void Parse(KeyReader& keys, ModelConfig& config) {
 }  // namespace
 
 const Family& MixtralFamily() {
-  static const Family family = {.model_type = "mixtral",
-                                .architecture = "MixtralForCausalLM",
-                                .parse = Parse,
-                                .harmless = {},
-                                .mathematical = PlainDecoderMathematicalKeys()};
+  static const Family family = {.model_type = "mixtral", .architecture = "MixtralForCausalLM", .parse = Parse};
   return family;
 }
 
