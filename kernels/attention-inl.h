@@ -44,7 +44,11 @@ struct SoftmaxState {
     return rescale;
   }
   /// What is taken off a score.
-  float shift() const { return highest == -kInfinity ? 0.0f : highest; }
+  float shift() const {
+    if (highest == -kInfinity) [[unlikely]]
+      return 0;
+    return highest;
+  }
 };
 
 /// One page of positions, of which [first, last) are visible.
@@ -87,9 +91,10 @@ inline float WeighBlock(const AttentionTask& task, std::size_t head, const Block
   return rescale;
 }
 
-/// out(head, :) += sum over positions of weights(head, position) * values(position, :).
-inline void AddValues(MatrixView<const float> weights, MatrixView<const float> values, MatrixView<float> out) {
-  const RowTiles tiles(weights.rows());
+/// out(head, :) += sum over positions of weights(head, position) * values(position, :). Inlined, for with one head a
+/// page is too little work to pass three matrices through memory.
+HWY_INLINE void AddValues(const RowTiles& tiles, MatrixView<const float> weights, MatrixView<const float> values,
+                          MatrixView<float> out) {
   const std::size_t whole = values.cols() / kLanes;
   std::array<const std::byte*, kMaxPanels> panels;
   for (std::size_t first = 0; first < whole;) {
@@ -120,8 +125,7 @@ inline void AddValues(MatrixView<const float> weights, MatrixView<const float> v
 }
 
 /// Scores of all positions of as many pages as `scores` has room for, from page `page` on: (heads, 32 pages), unscaled.
-inline void ScoreColumns(const AttentionTask& task, std::size_t page, MatrixView<float> scores) {
-  const RowTiles tiles(task.queries.rows());
+inline void ScoreColumns(const AttentionTask& task, const RowTiles& tiles, std::size_t page, MatrixView<float> scores) {
   std::array<const std::byte*, kMaxPanels> panels;
   const std::size_t whole = scores.cols() / kLanes;
   for (std::size_t first = 0; first < whole;) {
@@ -175,7 +179,11 @@ HWY_NOINLINE void RunRowTile(const RowTileTask& task) {
   MOE_UNROLL for (std::size_t p = 0; p < kPositions; ++p) keys[p] = task.keys.data() + p * task.keys.stride();
   const std::size_t dim = task.keys.cols();
   std::size_t at = 0;
-  for (; at + kLanes <= dim; at += kLanes) AddProducts<true>(queries, keys, at, kLanes, sums);
+  const std::size_t ahead = kPositions * task.keys.stride();  // memory is asked for the rows of the next tile meanwhile
+  for (; at + kLanes <= dim; at += kLanes) {
+    MOE_UNROLL for (std::size_t p = 0; p < kPositions; ++p) hwy::Prefetch(keys[p] + at + ahead);
+    AddProducts<true>(queries, keys, at, kLanes, sums);
+  }
   if (at < dim) AddProducts<false>(queries, keys, at, dim - at, sums);
   MOE_UNROLL for (std::size_t h = 0; h < kHeads; ++h) {
     MOE_UNROLL for (std::size_t p = 0; p < kPositions; ++p) task.scores(h, p) = SumOfLanes(sums[h][p]);
@@ -217,6 +225,7 @@ inline void ScoreRows(const AttentionTask& task, const Block& block, MatrixView<
 /// Attention of at most kMaxHeads heads.
 inline void AttendHeads(const AttentionTask& task) {
   const std::size_t heads = task.queries.rows();
+  const RowTiles tiles(heads);
   const std::size_t dim = task.out.cols();
   // With few heads the columns of several pages are scored at once, to keep enough sums under way.
   const bool rows = task.key_layout == KeyLayout::kRows;
@@ -234,7 +243,7 @@ inline void AttendHeads(const AttentionTask& task) {
     if (rows) {
       ScoreRows(task, BlockOf(task, page), scores);
     } else {
-      ScoreColumns(task, page, scores);
+      ScoreColumns(task, tiles, page, scores);
     }
     for (std::size_t i = 0; i < pages; ++i, ++page) {
       const Block block = BlockOf(task, page);
@@ -245,7 +254,7 @@ inline void AttendHeads(const AttentionTask& task) {
         if (rescale != 1.0f) Scale(rescale, task.out.row(head));
       }
       const float* values = task.value_pages[page] + block.first * task.value_stride;
-      AddValues(weights.Columns(block.first, visible), {values, visible, dim, task.value_stride}, task.out);
+      AddValues(tiles, weights.Columns(block.first, visible), {values, visible, dim, task.value_stride}, task.out);
     }
   }
   for (std::size_t head = 0; head < heads; ++head) {

@@ -43,7 +43,8 @@ struct AttentionTask {
   std::size_t end = 0;
   float scale = 1;
   MatrixView<const float> bias;  // (heads, at least end rounded up to a page) by position, added to the scaled scores;
-                                 // empty: none. Values at invisible positions are read and do not count.
+                                 // empty: none. Values at invisible positions are read and do not count;
+                                 // -infinity hides a visible one.
   std::span<const float> sinks;  // (heads) a score that joins the softmax without a value; empty: none (gpt-oss)
   MatrixView<float> out;         // (heads, value_dim)
 };

@@ -130,16 +130,21 @@ HWY_INLINE std::size_t PanelsAtOnce(std::size_t rows, std::size_t wanted) {
 /// Splits `rows` into as few tiles as can be, of sizes that differ by one at most, the larger first.
 class RowTiles {
  public:
-  explicit RowTiles(std::size_t rows) : rows_(rows), count_((rows + kMaxTileRows - 1) / kMaxTileRows) {}
+  explicit RowTiles(std::size_t rows) : count_((rows + kMaxTileRows - 1) / kMaxTileRows) {
+    if (rows == 0) return;
+    smaller_ = rows / count_;  // divided once: a tile may be no more work than a few divisions
+    larger_tiles_ = rows % count_;
+  }
 
   std::size_t count() const { return count_; }
-  std::size_t begin(std::size_t tile) const { return tile * (rows_ / count_) + std::min(tile, rows_ % count_); }
-  std::size_t size(std::size_t tile) const { return begin(tile + 1) - begin(tile); }
+  std::size_t begin(std::size_t tile) const { return tile * smaller_ + std::min(tile, larger_tiles_); }
+  std::size_t size(std::size_t tile) const { return smaller_ + (tile < larger_tiles_ ? 1 : 0); }
   std::size_t largest() const { return size(0); }
 
  private:
-  std::size_t rows_;
   std::size_t count_;
+  std::size_t smaller_ = 0;
+  std::size_t larger_tiles_ = 0;
 };
 
 }  // namespace HWY_NAMESPACE

@@ -1,170 +1,25 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
-#include "kernels/exp.h"
 #include "kernels/kernels.h"
+#include "tests/kernels/attention_case.h"
 #include "tests/kernels/kernel_cases.h"
 
 namespace moe {
 namespace {
 
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr std::size_t kGap = 3;  // between one head and the next, of queries and outputs
+const std::vector<std::pair<std::size_t, std::size_t>> kWindows = {{0, 1},   {0, 15},   {0, 17},   {0, 31},  {0, 32},
+                                                                   {0, 33},  {5, 6},    {20, 30},  {31, 33}, {40, 41},
+                                                                   {0, 200}, {37, 170}, {64, 128}, {47, 49}, {15, 300}};
 
-struct Shape {
-  std::size_t heads, key_dim, value_dim, begin, end;
-};
-
-std::ostream& operator<<(std::ostream& out, const Shape& s) {
-  return out << s.heads << " heads, " << s.key_dim << "/" << s.value_dim << ", [" << s.begin << ", " << s.end << ")";
-}
-
-/// Queries and pages. Whatever may not be seen is NaN, and pages that hold nothing visible do not exist.
-class Case {
- public:
-  explicit Case(const Shape& shape) : shape_(shape), queries_(RandomValues(shape.heads * (shape.key_dim + kGap), 20)) {
-    const std::vector<float> keys = RandomValues(shape.end * shape.key_dim, 21);
-    const std::vector<float> values = RandomValues(shape.end * shape.value_dim, 22);
-    const std::size_t pages = (shape.end + kPageTokens - 1) / kPageTokens;
-    keys_.resize(pages);
-    values_.resize(pages);
-    for (std::size_t page = shape.begin / kPageTokens; page < pages; ++page) {
-      keys_[page].assign(shape.key_dim * kPageTokens, kNan);
-      values_[page].assign(shape.value_dim * kPageTokens, kNan);
-    }
-    for (std::size_t at = shape.begin; at < shape.end; ++at) {
-      const std::size_t slot = at % kPageTokens;
-      for (std::size_t i = 0; i < shape.key_dim; ++i) {
-        keys_[at / kPageTokens][i * kPageTokens + slot] = keys[at * shape.key_dim + i];
-      }
-      std::copy_n(&values[at * shape.value_dim], shape.value_dim,
-                  values_[at / kPageTokens].begin() + static_cast<std::ptrdiff_t>(slot * shape.value_dim));
-    }
-  }
-
-  float scale() const { return 1.0f / std::sqrt(static_cast<float>(shape_.key_dim)); }
-  MatrixView<const float> queries() const {
-    return {queries_.data(), shape_.heads, shape_.key_dim, shape_.key_dim + kGap};
-  }
-  float key(std::size_t at, std::size_t i) const { return keys_[at / kPageTokens][i * kPageTokens + at % kPageTokens]; }
-  float value(std::size_t at, std::size_t i) const {
-    return values_[at / kPageTokens][at % kPageTokens * shape_.value_dim + i];
-  }
-
-  /// The outputs of heads [first, first + count), (count, value_dim); the pages are followed by `extra` null ones.
-  std::vector<float> Run(const Kernels& kernels, std::size_t first, std::size_t count, std::size_t extra = 0) const {
-    std::vector<const float*> key_pages, value_pages;
-    for (const auto& page : keys_) key_pages.push_back(page.empty() ? nullptr : page.data());
-    for (const auto& page : values_) value_pages.push_back(page.empty() ? nullptr : page.data());
-    key_pages.resize(key_pages.size() + extra);
-    value_pages.resize(value_pages.size() + extra);
-    const std::size_t stride = shape_.value_dim + kGap;
-    std::vector<float> padded(count * stride, kNan);  // what `out` holds before must not matter
-    const MatrixView<float> out(padded.data(), count, shape_.value_dim, stride);
-    kernels.Attention({.queries = queries().Rows(first, count),
-                       .key_pages = key_pages,
-                       .value_pages = value_pages,
-                       .value_stride = shape_.value_dim,
-                       .begin = shape_.begin,
-                       .end = shape_.end,
-                       .scale = scale(),
-                       .out = out});
-    std::vector<float> result;
-    for (std::size_t head = 0; head < count; ++head) {
-      result.insert(result.end(), out.row(head).begin(), out.row(head).end());
-      for (std::size_t i = shape_.value_dim; i < stride && head + 1 < count; ++i) {
-        EXPECT_TRUE(std::isnan(padded[head * stride + i])) << "wrote past the row of head " << head;
-      }
-    }
-    return result;
-  }
-  std::vector<float> Run(const Kernels& kernels) const { return Run(kernels, 0, shape_.heads); }
-
- private:
-  Shape shape_;
-  std::vector<float> queries_;
-  std::vector<std::vector<float>> keys_;    // by page: (key_dim, kPageTokens)
-  std::vector<std::vector<float>> values_;  // by page: (kPageTokens, value_dim)
-};
-
-/// The arithmetic of kernels.h, value by value, for one head.
-std::vector<float> Promised(const Case& c, const Shape& shape, std::size_t head) {
-  std::vector<float> out(shape.value_dim, 0.0f);
-  float highest = -std::numeric_limits<float>::infinity();
-  float total = 0;
-  for (std::size_t start = shape.begin / kPageTokens * kPageTokens; start < shape.end; start += kPageTokens) {
-    std::vector<float> weights(kPageTokens, -std::numeric_limits<float>::infinity());
-    const std::size_t first = std::max(start, shape.begin);
-    const std::size_t last = std::min(start + kPageTokens, shape.end);
-    for (std::size_t at = first; at < last; ++at) {
-      float score = 0;
-      for (std::size_t i = 0; i < shape.key_dim; ++i) score = std::fma(c.queries()(head, i), c.key(at, i), score);
-      weights[at - start] = score * c.scale();
-    }
-    const float now = std::max(highest, *std::max_element(weights.begin(), weights.end()));
-    const float rescale = Exp(highest - now);
-    highest = now;
-    for (float& weight : weights) weight = Exp(weight - highest);
-    total = total * rescale + LaneSum(weights);
-    for (std::size_t i = 0; i < shape.value_dim; ++i) {
-      out[i] *= rescale;
-      for (std::size_t at = first; at < last; ++at) out[i] = std::fma(weights[at - start], c.value(at, i), out[i]);
-    }
-  }
-  for (float& value : out) value *= 1.0f / total;
-  return out;
-}
-
-/// What double precision gives, and how far fp32 may be from it.
-void ExpectNearReference(const Case& c, const Shape& shape, const std::vector<float>& got) {
-  const std::vector<float> expected = c.Run(ReferenceKernels());
-  double score_error = 0, highest_score = -1e30, lowest_score = 1e30, largest_value = 0;
-  for (std::size_t at = shape.begin; at < shape.end; ++at) {
-    for (std::size_t i = 0; i < shape.value_dim; ++i)
-      largest_value = std::max<double>(largest_value, std::abs(c.value(at, i)));
-    for (std::size_t head = 0; head < shape.heads; ++head) {
-      double magnitude = 0, score = 0;
-      for (std::size_t i = 0; i < shape.key_dim; ++i) {
-        score += static_cast<double>(c.queries()(head, i)) * c.key(at, i) * c.scale();
-        magnitude += std::abs(static_cast<double>(c.queries()(head, i)) * c.key(at, i) * c.scale());
-      }
-      score_error = std::max(score_error, static_cast<double>(shape.key_dim + 1) * kRoundoff * magnitude);
-      highest_score = std::max(highest_score, score);
-      lowest_score = std::min(lowest_score, score);
-    }
-  }
-  // A weight is off, relatively, by the error of its score; by u times the range of scores for s - m' and again for the
-  // rescalings, whose exponents add up to no more than the range; and by exp. Each block rescales (exp and product),
-  // and the sums have a rounding for each position. Numerator and denominator alike; then the reciprocal, the product
-  // and the reference.
-  const double positions = static_cast<double>(shape.end - shape.begin);
-  const double relative = score_error + kRoundoff * (2 * (highest_score - lowest_score) + kExpRoundings +
-                                                     (kExpRoundings + 1) * (positions / kPageTokens + 2) + positions);
-  const double tolerance = (2 * relative + 3 * kRoundoff) * largest_value * 1.001;
-  for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], tolerance) << shape << " value " << i;
-}
-
-std::vector<Shape> Shapes() {
+/// Values by heads, dimensions and windows, as grouped-query attention has them.
+std::vector<Shape> ColumnShapes() {
   std::vector<Shape> shapes;
-  for (const auto& [begin, end] : std::vector<std::pair<std::size_t, std::size_t>>{{0, 1},
-                                                                                   {0, 15},
-                                                                                   {0, 17},
-                                                                                   {0, 31},
-                                                                                   {0, 32},
-                                                                                   {0, 33},
-                                                                                   {5, 6},
-                                                                                   {20, 30},
-                                                                                   {31, 33},
-                                                                                   {40, 41},
-                                                                                   {0, 200},
-                                                                                   {37, 170},
-                                                                                   {64, 128},
-                                                                                   {47, 49},
-                                                                                   {15, 300}}) {
+  for (const auto& [begin, end] : kWindows) {
     for (const std::size_t heads : Counts{1, 2, 3}) shapes.push_back({heads, 12, 24, begin, end});
   }
   for (std::size_t heads = 1; heads <= 20; ++heads) shapes.push_back({heads, 10, 20, 3, 75});
@@ -174,7 +29,60 @@ std::vector<Shape> Shapes() {
   }
   shapes.push_back({128, 16, 8, 0, 40});
   shapes.push_back({1, 1024, 1024, 30, 70});
-  shapes.push_back({3, 576, 512, 0, 40});  // absorbed latent attention
+  shapes.push_back({3, 576, 512, 0, 40});
+  return shapes;
+}
+
+/// `plain` with each of the options that a task has.
+std::vector<Shape> WithOptions(const Shape& plain) {
+  std::vector<Shape> shapes;
+  for (const KeyLayout layout : {KeyLayout::kColumns, KeyLayout::kRows}) {
+    for (const bool biased : {false, true}) {
+      for (const bool sinks : {false, true}) {
+        Shape shape = plain;
+        shape.layout = layout;
+        shape.value_gap = biased == sinks ? 5 : 0;
+        shape.biased = biased;
+        if (sinks) shape.sinks = RandomValues(shape.heads, 24);
+        shapes.push_back(shape);
+      }
+    }
+  }
+  return shapes;
+}
+
+Shape Latent(std::size_t heads, std::size_t key_dim, std::size_t value_dim, std::size_t begin, std::size_t end) {
+  return {heads, key_dim, value_dim, begin, end, KeyLayout::kRows, true};
+}
+
+std::vector<Shape> OptionShapes() {
+  std::vector<Shape> shapes;
+  const auto add = [&](const Shape& plain) {
+    const std::vector<Shape> more = WithOptions(plain);
+    shapes.insert(shapes.end(), more.begin(), more.end());
+  };
+  for (const auto& [begin, end] : kWindows) add({3, 20, 24, begin, end});
+  for (std::size_t heads = 1; heads <= 9; ++heads) add({heads, 18, 17, 3, 75});
+  for (const std::size_t heads : Counts{31, 32, 33, 67}) add({heads, 18, 17, 30, 66});
+  for (const std::size_t dim : Counts{1, 7, 15, 16, 17, 31, 32, 33, 47, 48, 64, 100}) add({5, dim, 101 - dim, 1, 70});
+  // Every first and last position that a page can have.
+  for (std::size_t slot = 0; slot < kPageTokens; ++slot) {
+    shapes.push_back(Latent(3, 24, 20, slot, 64));
+    shapes.push_back(Latent(3, 24, 20, 64, 65 + slot));
+  }
+  for (const std::size_t heads : Counts{1, 2, 5, 16, 33}) shapes.push_back(Latent(heads, 72, 64, 20, 100));
+  shapes.push_back(Latent(40, 576, 512, 10, 70));
+  // Sinks that take everything, nothing, and something in between.
+  for (const KeyLayout layout : {KeyLayout::kColumns, KeyLayout::kRows}) {
+    shapes.push_back({7, 18, 17, 3, 75, layout, false, 0, false, {1e30f, -1e30f, kMinusInfinity, 80, -80, 0, 10}});
+  }
+  return shapes;
+}
+
+std::vector<Shape> Shapes() {
+  std::vector<Shape> shapes = ColumnShapes();
+  const std::vector<Shape> options = OptionShapes();
+  shapes.insert(shapes.end(), options.begin(), options.end());
   return shapes;
 }
 
@@ -183,7 +91,10 @@ using Attention = EachSimdKernels;
 TEST_P(Attention, AgreesWithANaiveSoftmaxInDouble) {
   for (const Shape& shape : Shapes()) {
     const Case c(shape);
-    ExpectNearReference(c, shape, c.Run(kernels()));
+    const std::vector<float> got = c.Run(kernels());
+    const std::vector<float> expected = c.Run(ReferenceKernels());
+    const double tolerance = Tolerance(c, shape);
+    for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], tolerance) << shape << " value " << i;
   }
 }
 
@@ -199,34 +110,135 @@ TEST_P(Attention, HasThePromisedBits) {
 }
 
 TEST_P(Attention, HeadsDoNotDependOnHeadsBesideThem) {
-  const Shape shape{11, 24, 40, 9, 140};
-  const Case c(shape);
-  const std::vector<float> all = c.Run(kernels());
-  for (std::size_t first = 0; first < shape.heads; ++first) {
-    for (std::size_t count = 1; first + count <= shape.heads; ++count) {
-      const auto expected = std::span(all).subspan(first * shape.value_dim, count * shape.value_dim);
-      ASSERT_TRUE(SameBits(c.Run(kernels(), first, count), expected)) << first << " + " << count;
+  for (const Shape& shape : WithOptions({11, 24, 40, 9, 140})) {
+    const Case c(shape);
+    const std::vector<float> all = c.Run(kernels());
+    for (std::size_t first = 0; first < shape.heads; ++first) {
+      for (std::size_t count = 1; first + count <= shape.heads; ++count) {
+        const auto expected = std::span(all).subspan(first * shape.value_dim, count * shape.value_dim);
+        ASSERT_TRUE(SameBits(c.Run(kernels(), first, count), expected)) << shape << ": " << first << " + " << count;
+      }
     }
   }
 }
 
 TEST_P(Attention, DoesNotLookAtPagesPastTheEnd) {
   for (const std::size_t end : Counts{1, 32, 33, 64, 97}) {
-    const Case c({3, 16, 16, 0, end});
-    ASSERT_TRUE(SameBits(c.Run(kernels(), 0, 3, 7), c.Run(kernels()))) << end;
+    for (const Shape& shape : WithOptions({3, 16, 16, 0, end})) {
+      const Case c(shape);
+      ASSERT_TRUE(SameBits(c.Run(kernels(), 0, 3, 7), c.Run(kernels()))) << shape;
+    }
   }
 }
 
 TEST_P(Attention, OfOnePositionIsItsValue) {
-  const Case c({2, 8, 20, 70, 71});
-  const std::vector<float> got = c.Run(kernels());
-  for (std::size_t i = 0; i < 20; ++i) {
-    EXPECT_EQ(got[i], c.value(70, i));
-    EXPECT_EQ(got[20 + i], c.value(70, i));
+  for (Shape shape : WithOptions({2, 8, 20, 70, 71})) {
+    shape.sinks.clear();
+    const Case c(shape);
+    const std::vector<float> got = c.Run(kernels());
+    for (std::size_t i = 0; i < 20; ++i) {
+      EXPECT_EQ(got[i], c.value(70, i));
+      EXPECT_EQ(got[20 + i], c.value(70, i));
+    }
   }
 }
 
+TEST_P(Attention, OverRowsAndOverColumnsDiffersByTheOrderOfTheSumsOnly) {
+  for (const std::size_t key_dim : Counts{5, 64, 100}) {
+    for (const Shape& columns : WithOptions({6, key_dim, 33, 17, 120})) {
+      Shape rows = columns;
+      rows.layout = KeyLayout::kRows;
+      const Case a(columns), b(rows);
+      const double tolerance = Tolerance(a, columns) + Tolerance(b, rows);
+      const std::vector<float> got = a.Run(kernels()), other = b.Run(kernels());
+      for (std::size_t i = 0; i < got.size(); ++i)
+        ASSERT_NEAR(got[i], other[i], tolerance) << columns << " value " << i;
+    }
+  }
+}
+
+TEST_P(Attention, IgnoresTheBiasOfInvisiblePositions) {
+  for (Shape shape : WithOptions({4, 20, 18, 37, 75})) {
+    if (!shape.biased) continue;
+    const std::vector<float> expected = Case(shape).Run(kernels());
+    for (const float hidden : {0.0f, 3e38f, -3e38f, -kMinusInfinity, kMinusInfinity}) {
+      shape.hidden_bias = hidden;
+      ASSERT_TRUE(SameBits(Case(shape).Run(kernels()), expected)) << shape << " hidden " << hidden;
+    }
+  }
+}
+
+TEST_P(Attention, ABiasOfMinusInfinityHidesAPosition) {
+  for (Shape shape : WithOptions({3, 20, 18, 0, 90})) {
+    if (!shape.biased) continue;
+    Case masked(shape);
+    constexpr std::size_t kHidden = 43;  // a whole block and a part of the next
+    for (std::size_t head = 0; head < shape.heads; ++head) {
+      for (std::size_t at = 0; at < 90; ++at) masked.SetBias(head, at, at < kHidden ? kMinusInfinity : 1.5f);
+    }
+    shape.begin = kHidden;
+    Case shorter(shape);
+    for (std::size_t head = 0; head < shape.heads; ++head) {
+      for (std::size_t at = kHidden; at < 90; ++at) shorter.SetBias(head, at, 1.5f);
+    }
+    ASSERT_TRUE(SameBits(masked.Run(kernels()), shorter.Run(kernels()))) << shape;
+  }
+}
+
+TEST_P(Attention, ASinkTakesItsShare) {
+  const float lowest = std::numeric_limits<float>::lowest();
+  for (Shape shape : WithOptions({3, 20, 18, 5, 90})) {
+    shape.sinks.clear();
+    const std::vector<float> without = Case(shape).Run(kernels());
+    for (const float none : {kMinusInfinity, lowest, -200.0f}) {
+      shape.sinks.assign(3, none);
+      EXPECT_TRUE(SameBits(Case(shape).Run(kernels()), without)) << shape << " sink " << none;
+    }
+    for (const float all : {200.0f, -lowest}) {
+      shape.sinks.assign(3, all);
+      for (const float value : Case(shape).Run(kernels())) EXPECT_EQ(value, 0.0f) << shape << " sink " << all;
+    }
+  }
+}
+
+TEST_P(Attention, ASinkAsHighAsTheOnlyScoreTakesHalf) {
+  Shape shape{1, 8, 20, 70, 71};
+  shape.sinks = {0};
+  Case c(shape);
+  shape.sinks = {PromisedScore(c, shape, 0, 70) * c.scale()};
+  const std::vector<float> got = Case(shape).Run(kernels());
+  for (std::size_t i = 0; i < 20; ++i) EXPECT_EQ(got[i], c.value(70, i) / 2);
+}
+
 INSTANTIATE_TEST_SUITE_P(Simd, Attention, EachAvailable(), NameOf);
+
+TEST(AttentionDeath, RejectsTasksThatDoNotFit) {
+  const std::vector<float> zeros(64 * 16, 0.0f);
+  const std::vector<const float*> pages(2, zeros.data());
+  std::vector<float> results(2 * 16);
+  const AttentionTask good{.queries = {zeros.data(), 2, 16},
+                           .key_pages = pages,
+                           .value_pages = pages,
+                           .value_stride = 16,
+                           .begin = 0,
+                           .end = 33,
+                           .out = {results.data(), 2, 16}};
+  SimdKernels().Attention(good);
+  AttentionTask task = good;
+  task.value_stride = 15;
+  EXPECT_DEATH(SimdKernels().Attention(task), "value_stride");
+  task = good;
+  task.bias = {zeros.data(), 2, 63};
+  EXPECT_DEATH(SimdKernels().Attention(task), "bias");
+  task.bias = {zeros.data(), 1, 64};
+  EXPECT_DEATH(SimdKernels().Attention(task), "bias");
+  task = good;
+  task.sinks = std::span(zeros).first(1);
+  EXPECT_DEATH(SimdKernels().Attention(task), "sinks");
+  task = good;
+  task.end = 65;
+  EXPECT_DEATH(SimdKernels().Attention(task), "pages");
+}
 
 }  // namespace
 }  // namespace moe

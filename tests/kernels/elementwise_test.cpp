@@ -61,6 +61,18 @@ TEST_P(Elementwise, RmsNorm) {
   }
 }
 
+TEST_P(Elementwise, RmsNormWithoutAWeightHasWeightsOfOne) {
+  for (const std::size_t size : Sizes()) {
+    const std::vector<float> x = WideValues(size, 14);
+    for (const Kernels* each : {&kernels(), &ReferenceKernels()}) {
+      std::vector<float> ones(size), none(size);
+      each->RmsNorm(x, std::vector<float>(size, 1.0f), 1e-5f, ones);
+      each->RmsNorm(x, {}, 1e-5f, none);
+      ASSERT_TRUE(SameBits(none, ones)) << size;
+    }
+  }
+}
+
 TEST_P(Elementwise, RmsNormOfZerosIsZero) {
   std::vector<float> x(40, 0.0f);
   kernels().RmsNorm(x, std::vector<float>(40, 3.0f), 1e-6f, x);
@@ -120,6 +132,95 @@ TEST_P(Elementwise, SiluOfLargeValues) {
   std::vector<float> gate = {1000.0f, -1000.0f, 88.8f, -88.8f};
   kernels().SiluMul(gate, std::vector<float>(gate.size(), 1.0f));
   EXPECT_EQ(gate, (std::vector<float>{1000.0f, 0.0f, 88.8f, 0.0f}));
+}
+
+TEST_P(Elementwise, ClampedSwiGlu) {
+  for (const float limit : {7.0f, 0.5f, kInfinity}) {
+    for (const std::size_t size : Sizes()) {
+      const std::vector<float> gate = WideValues(size, 15);
+      const std::vector<float> up = WideValues(size, 16);
+      std::vector<float> got = gate, reference = gate, exact = gate;
+      kernels().ClampedSwiGlu(got, up, limit);
+      ReferenceKernels().ClampedSwiGlu(reference, up, limit);
+      for (std::size_t i = 0; i < size; ++i) {
+        const float z = std::min(gate[i], limit);
+        const float other = std::clamp(up[i], -limit, limit);
+        const float swish = z / (1.0f + Exp(-1.702f * z));
+        exact[i] = std::fma(other, swish, swish);
+        // 1.702 and its product with z, an exponent's error each; exp; addition and division. All that is multiplied by
+        // other + 1, which may cancel; then the sum and the reference.
+        const double factor = (2 * 1.702 * std::abs(z) + kExpRoundings + 2) * kRoundoff * 1.001;
+        const double magnitude = (std::abs(other) + 1.0) * std::abs(swish);
+        const double tolerance = factor * magnitude + 2.002 * kRoundoff * std::abs(reference[i]);
+        ASSERT_NEAR(got[i], reference[i], tolerance + kTiny * (std::abs(other) + 1.0)) << gate[i] << " " << up[i];
+      }
+      ASSERT_TRUE(SameBits(got, exact)) << size;
+    }
+  }
+}
+
+TEST_P(Elementwise, ClampedSwiGluOfLargeValues) {
+  std::vector<float> gate = {1000.0f, 1000.0f, -1000.0f, 1000.0f};
+  kernels().ClampedSwiGlu(gate, std::vector<float>{1000.0f, -1000.0f, 1000.0f, -1.0f}, 7.0f);
+  const float swish = 7.0f / (1.0f + Exp(-1.702f * 7.0f));
+  EXPECT_EQ(gate, (std::vector<float>{std::fma(7.0f, swish, swish), std::fma(-7.0f, swish, swish), 0.0f, 0.0f}));
+}
+
+TEST_P(Elementwise, SigmoidOfAnyValue) {
+  for (const std::size_t size : Sizes()) {
+    const std::vector<float> x = WideValues(size, 17);
+    std::vector<float> got = x, reference = x, exact = x;
+    kernels().Sigmoid(got);
+    ReferenceKernels().Sigmoid(reference);
+    for (std::size_t i = 0; i < size; ++i) {
+      exact[i] = 1.0f / (1.0f + Exp(-x[i]));
+      // exp; then addition, division and the reference, one rounding each.
+      ASSERT_NEAR(got[i], reference[i], (kExpRoundings + 3) * kRoundoff * reference[i] * 1.001 + kTiny) << x[i];
+    }
+    ASSERT_TRUE(SameBits(got, exact)) << size;
+  }
+  std::vector<float> ends = {0.0f, 1000.0f, -1000.0f, kInfinity, -kInfinity};
+  kernels().Sigmoid(ends);
+  EXPECT_EQ(ends, (std::vector<float>{0.5f, 1.0f, 0.0f, 1.0f, 0.0f}));
+}
+
+/// Wide values with NaN, infinities and the edges of ±limit among them, at every lane for some size.
+std::vector<float> ValuesWithEnds(std::size_t size, float limit) {
+  std::vector<float> values = WideValues(size, 18);
+  const std::vector<float> ends = {std::numeric_limits<float>::quiet_NaN(), limit, kInfinity, -limit, -kInfinity};
+  for (std::size_t i = 0; i < size; i += 3) values[size - 1 - i] = ends[i / 3 % ends.size()];
+  return values;
+}
+
+TEST_P(Elementwise, ReluAndClampKeepNan) {
+  constexpr float kLimit = 7.0f;
+  for (const std::size_t size : Sizes()) {
+    for (const Kernels* each : {&kernels(), &ReferenceKernels()}) {
+      const std::vector<float> x = ValuesWithEnds(size + 1, kLimit);
+      std::vector<float> positive = x, clamped = x, exact_positive = x, exact_clamped = x;
+      each->Relu(std::span(positive).first(size));  // the one more must not change
+      each->Clamp(kLimit, std::span(clamped).first(size));
+      for (std::size_t i = 0; i < size; ++i) {
+        if (x[i] < 0) exact_positive[i] = 0;
+        if (x[i] > kLimit) exact_clamped[i] = kLimit;
+        if (x[i] < -kLimit) exact_clamped[i] = -kLimit;
+      }
+      ASSERT_TRUE(SameBits(positive, exact_positive)) << each->name() << " " << size;
+      ASSERT_TRUE(SameBits(clamped, exact_clamped)) << each->name() << " " << size;
+    }
+  }
+}
+
+TEST_P(Elementwise, Scale) {
+  for (const std::size_t size : Sizes()) {
+    for (const Kernels* each : {&kernels(), &ReferenceKernels()}) {
+      const std::vector<float> x = RandomValues(size + 1, 19);  // one more, which must not change
+      std::vector<float> got = x, exact = x;
+      each->Scale(0.3f, std::span(got).first(size));
+      for (std::size_t i = 0; i < size; ++i) exact[i] = x[i] * 0.3f;
+      ASSERT_TRUE(SameBits(got, exact)) << each->name() << " " << size;
+    }
+  }
 }
 
 TEST_P(Elementwise, AddAndAddScaled) {
@@ -197,6 +298,11 @@ TEST_P(Elementwise, LogSumExpAtTheEnds) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Simd, Elementwise, EachAvailable(), NameOf);
+
+TEST(ElementwiseDeath, RejectsALimitBelowZero) {
+  std::vector<float> x(3);
+  EXPECT_DEATH(SimdKernels().Clamp(-1.0f, x), "limit");
+}
 
 }  // namespace
 }  // namespace moe
