@@ -77,6 +77,13 @@ std::string_view Name(ModelPart part) {
   return "unknown";
 }
 
+std::uint64_t ParameterCount::Touched(const Passes& passes) const {
+  std::uint64_t touched = passes.distinct_experts * expert_parameters_each();
+  if (passes.decoder) touched += dense() - encoder_dense;
+  if (passes.encoder) touched += encoder_dense + (passes.decoder ? 0 : part(ModelPart::kEmbedding));
+  return touched;
+}
+
 ParameterCount CountParameters(const ModelConfig& config) {
   ParameterCount count;
   std::uint64_t idle_experts = 0;  // parameters of those that a token does not visit
@@ -84,8 +91,11 @@ ParameterCount CountParameters(const ModelConfig& config) {
     for (const TensorSpec& spec : specs) count.by_part[static_cast<std::size_t>(spec.part)] += spec.elements();
   };
   add(OuterTensors(config));
+  if (config.has_encoder()) count.encoder_dense = static_cast<std::uint64_t>(config.hidden);
   for (int layer = 0; layer < config.num_layers(); ++layer) {
-    add(LayerTensors(config, layer));
+    const std::vector<TensorSpec> tensors = LayerTensors(config, layer);
+    add(tensors);
+    if (layer < config.encoder_layers) count.encoder_dense += Sum(tensors);
     std::uint64_t each = 0;
     if (const auto& moe = config.layers[static_cast<std::size_t>(layer)].moe) {
       each = Sum(ExpertTensors(config, layer, 0));

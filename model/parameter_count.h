@@ -46,6 +46,17 @@ struct ParameterCount {
   }
   /// All but the routed experts: what a router holds.
   std::uint64_t dense() const { return total - part(ModelPart::kExperts); }
+  /// Of those, the encoder's layers and its norm; 0 for a decoder-only model.
+  std::uint64_t encoder_dense = 0;
+
+  /// What some rows went through.
+  struct Passes {
+    bool encoder = false;
+    bool decoder = false;
+    std::uint64_t distinct_experts = 0;  // (layer, expert) pairs
+  };
+  /// Distinct parameters that they used.
+  std::uint64_t Touched(const Passes& passes) const;
 };
 
 ParameterCount CountParameters(const ModelConfig& config);

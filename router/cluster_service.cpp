@@ -129,10 +129,8 @@ class ClusterService::Impl final : public v1::Cluster::CallbackService {
     const EngineTotals& totals = router_.engine().totals();
     state.set_steps(totals.steps);
     if (totals.steps > 0) {
-      const std::uint64_t each = setup_.parameters.expert_parameters_each();
-      state.set_mean_touched_parameters(static_cast<double>(setup_.parameters.dense()) +
-                                        static_cast<double>(totals.distinct_experts * each) /
-                                            static_cast<double>(totals.steps));
+      state.set_mean_touched_parameters(static_cast<double>(totals.touched_parameters) /
+                                        static_cast<double>(totals.steps));
     }
     for (std::size_t w = 0; w < totals.workers.size(); ++w) {
       // Embedded, the one rank is router and worker; otherwise the router is the first of the ranks.

@@ -18,6 +18,7 @@ Engine::Engine(Options options, Parts parts)
     : options_(options),
       config_(parts.config),
       stacks_(parts.config.stacks()),
+      parameters_(CountParameters(parts.config)),
       backend_(parts.backend),
       exchange_(parts.exchange),
       decoder_(parts.config, parts.backend, options.max_step_tokens, std::min(kLogitRows, options.max_step_tokens)),
@@ -58,6 +59,8 @@ Status Engine::Step(std::span<const Chunk> chunks) {
   window_.EndStep();
 
   for (const Chunk& chunk : chunks) report_.tokens += chunk.tokens;
+  report_.touched_parameters = parameters_.Touched(
+      {.encoder = !encoded.empty(), .decoder = !decoded.empty(), .distinct_experts = report_.distinct_experts});
   report_.head_seconds = head.logits;
   report_.sample_seconds = head.sample;
   if (exchange_ != nullptr) {
@@ -73,6 +76,7 @@ Status Engine::Step(std::span<const Chunk> chunks) {
 void Engine::AddTotals() {
   ++totals_.steps;
   totals_.distinct_experts += report_.distinct_experts;
+  totals_.touched_parameters += report_.touched_parameters;
   for (std::size_t w = 0; w < report_.workers.size(); ++w) {
     totals_.workers[w].rows += report_.workers[w].rows;
     totals_.workers[w].busy_seconds += report_.workers[w].busy_seconds;

@@ -12,6 +12,7 @@
 #include "model/config.h"
 #include "model/decoder.h"
 #include "model/dense_backend.h"
+#include "model/parameter_count.h"
 #include "placement/load_window.h"
 #include "placement/placement.h"
 #include "router/expert_exchange.h"
@@ -32,6 +33,7 @@ struct StepReport {
   ExchangeTimes exchange;
   std::span<const WorkerStep> workers;
   std::uint64_t distinct_experts = 0;            // (layer, expert) pairs that any token used
+  std::uint64_t touched_parameters = 0;          // distinct ones, of the dense part and of those experts
   std::span<const std::uint64_t> expert_tokens;  // (sparse layers, experts)
 };
 
@@ -39,6 +41,7 @@ struct StepReport {
 struct EngineTotals {
   std::uint64_t steps = 0;
   std::uint64_t distinct_experts = 0;
+  std::uint64_t touched_parameters = 0;
   std::vector<WorkerStep> workers;
 };
 
@@ -65,6 +68,7 @@ class Engine {
 
   const StepReport& report() const { return report_; }
   const EngineTotals& totals() const { return totals_; }
+  const ParameterCount& parameters() const { return parameters_; }
   const LoadWindow& load_window() const { return window_; }
 
  private:
@@ -79,6 +83,7 @@ class Engine {
   const Options options_;
   const ModelConfig& config_;
   const std::vector<StackSpec> stacks_;
+  const ParameterCount parameters_;
   DenseBackend& backend_;
   ExpertExchange* const exchange_;
   Decoder decoder_;

@@ -64,7 +64,8 @@ Status ExpertExchange::Finish(const LayerOutput& output) {
   const TimePoint begin = Clock::now();
   MOE_RETURN_IF_ERROR(exchange_->Wait(sent_ + options_.timeout));
   const TimePoint received = Clock::now();
-  MOE_RETURN_IF_ERROR(ReadReplies());
+  MOE_ASSIGN_OR_RETURN(const double longest, ReadReplies());
+  times_.experts += std::min(longest, Seconds(received - begin));
   Combine(output);
   times_.wait += Seconds(received - begin);
   times_.combine += Seconds(Clock::now() - received);
@@ -95,7 +96,7 @@ void ExpertExchange::Send() {
   }
 }
 
-Status ExpertExchange::ReadReplies() {
+Result<double> ExpertExchange::ReadReplies() {
   double longest = 0;
   for (std::size_t w = 0; w < shapes_.size(); ++w) {
     if (request_bytes_[w] == 0) continue;
@@ -109,8 +110,7 @@ Status ExpertExchange::ReadReplies() {
     if (observer_ != nullptr) observer_->OnExchange(worker, Seconds(exchange_->completed_at(worker) - sent_));
     replies_[w] = *std::move(reply);
   }
-  times_.experts += longest;
-  return Status::Ok();
+  return longest;
 }
 
 void ExpertExchange::Combine(const LayerOutput& output) {

@@ -23,7 +23,7 @@ namespace moe {
 struct ExchangeTimes {
   double dispatch = 0;  // plan and copying rows out
   double wait = 0;      // for workers, from when the router had nothing else to do
-  double experts = 0;   // of `wait`, the longest worker's own computing, as it says itself
+  double experts = 0;   // of `wait`, at most the longest worker's own computing, as it says
   double combine = 0;
 };
 
@@ -88,7 +88,8 @@ class ExpertExchange {
 
  private:
   void Send();
-  Status ReadReplies();
+  /// The longest worker's own computing, seconds.
+  Result<double> ReadReplies();
   void Combine(const LayerOutput& output);
   DispatchShape ShapeFor(std::uint32_t layer, WorkerId worker) const;
 

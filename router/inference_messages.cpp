@@ -61,7 +61,9 @@ void WriteFinish(const SequenceResult& result, FinishCounts counts, v1::Finish& 
   usage.set_queue_seconds(result.queue_seconds);
   usage.set_time_to_first_token_seconds(result.time_to_first_token_seconds);
   usage.set_total_seconds(result.total_seconds);
-  usage.set_active_parameters_per_token(counts.active_parameters);
+  usage.set_active_parameters_per_token(counts.parameters.active);
+  usage.set_touched_parameters(counts.parameters.Touched(
+      {.encoder = counts.encoder, .decoder = true, .distinct_experts = result.unique_experts}));
   usage.set_expert_rows(result.expert_rows);
   usage.set_unique_experts(result.unique_experts);
 }

@@ -43,7 +43,8 @@ void WriteRouting(const SequenceOutput& output, const ModelConfig& config, Posit
 struct FinishCounts {
   std::size_t prompt_tokens = 0;
   std::size_t generated_tokens = 0;
-  std::uint64_t active_parameters = 0;
+  const ParameterCount& parameters;
+  bool encoder = false;
 };
 void WriteFinish(const SequenceResult& result, FinishCounts counts, v1::Finish& finish);
 

@@ -230,7 +230,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateEvent>,
       WriteFinish(output.result,
                   {.prompt_tokens = sent.prompt_tokens,
                    .generated_tokens = tokens,
-                   .active_parameters = context_.setup.parameters.active},
+                   .parameters = context_.setup.parameters,
+                   .encoder = context_.config.has_encoder()},
                   *event_.mutable_finish());
     }
     return true;

@@ -22,8 +22,8 @@ struct RequestLimits {
   std::uint32_t max_stop_token_ids = 64;
   std::uint32_t max_streams = 0;
   std::uint32_t max_source_tokens = 0;  // that an encoder can take, in one step
-  std::uint64_t max_reply_bytes = 0;   // of a ScoreResponse
-  std::uint64_t max_output_bytes = 0;  // of all open calls' outputs together
+  std::uint64_t max_reply_bytes = 0;    // of a ScoreResponse
+  std::uint64_t max_output_bytes = 0;   // of all open calls' outputs together
 };
 
 /// INVALID_ARGUMENT naming the field and the value. `drawn_seed` is used when the request has none.

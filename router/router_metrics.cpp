@@ -36,8 +36,6 @@ void AddParameters(MetricsRegistry& registry, const ParameterCount& count) {
 RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegistry* experts)
     : experts_per_token_(setup.config.experts_per_token()),
       num_experts_(static_cast<std::size_t>(setup.config.num_experts())),
-      dense_parameters_(setup.parameters.dense()),
-      expert_parameters_each_(setup.parameters.expert_parameters_each()),
       steps_(r.AddCounter("moe_steps_total", "Engine steps.")),
       touched_(r.AddCounter("moe_step_touched_parameters_total",
                             "Distinct parameters used by a step: the dense part and each expert that any token used.")),
@@ -109,7 +107,7 @@ void RouterMetrics::OnExchange(WorkerId worker, double seconds) { ranks_[worker.
 
 void RouterMetrics::OnStep(const StepReport& report) {
   steps_.Add();
-  touched_.Add(static_cast<double>(dense_parameters_ + report.distinct_experts * expert_parameters_each_));
+  touched_.Add(static_cast<double>(report.touched_parameters));
   step_seconds_.Observe(report.seconds);
   batch_tokens_.Observe(static_cast<double>(report.tokens));
   const ExchangeTimes& x = report.exchange;

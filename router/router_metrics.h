@@ -62,8 +62,6 @@ class RouterMetrics final : public ExchangeObserver {
 
   const int experts_per_token_;
   const std::size_t num_experts_;
-  const std::uint64_t dense_parameters_;
-  const std::uint64_t expert_parameters_each_;
 
   Counter steps_, touched_, prompt_tokens_, generated_tokens_;
   Counter finished_, cancelled_, rejected_, failed_;
