@@ -161,47 +161,54 @@ void CpuAttention::Append(std::size_t layer, KvCache::Use use, const AttentionSp
   }
 }
 
-CpuAttention::Visible CpuAttention::VisibleAt(const AttentionSpec& spec, const StepBatch::Entry& entry,
-                                              std::size_t row) const {
+CpuAttention::Range CpuAttention::Visible(const AttentionSpec& spec, const StepBatch::Entry& entry, std::size_t row) {
   const std::size_t position = entry.first_position + row;
   // Without a causal mask the entry is a whole sequence.
   if (!spec.causal) return {.begin = 0, .end = entry.first_position + entry.rows};
   return {.begin = spec.FirstVisible(position), .end = position + 1};
 }
 
-void CpuAttention::FindPages(std::size_t layer, KvCache::Use use, const StepBatch::Entry& entry, std::size_t kv_head,
-                             const Visible& visible, Scratch& scratch) {
-  const std::vector<PageId>& pages = entry.kv->groups[cache_.group_of(layer, use)].pages;
-  const std::size_t first = visible.first_page();
-  for (std::size_t page = first; page < PagesFor(visible.end); ++page) {
-    scratch.keys[page - first] = cache_.keys(layer, use, pages[page], kv_head);
-    scratch.values[page - first] = cache_.values(layer, use, pages[page], kv_head);
-  }
+CpuAttention::Range CpuAttention::VisibleToAll(const AttentionSpec& spec, const Item& item) {
+  return {.begin = Visible(spec, *item.entry, item.row).begin,
+          .end = Visible(spec, *item.entry, item.row + item.rows - 1).end};
 }
 
-AttentionTask CpuAttention::TaskFor(const AttentionSpec& spec, const Visible& visible, const Scratch& scratch) const {
-  const std::size_t pages = PagesFor(visible.end) - visible.first_page();
-  return {.key_pages = {scratch.keys.data(), pages},
-          .value_pages = {scratch.values.data(), pages},
+CpuAttention::Window CpuAttention::FindPages(std::size_t layer, KvCache::Use use, const StepBatch::Entry& entry,
+                                             std::size_t kv_head, const Range& visible, Scratch& scratch) {
+  const std::vector<PageId>& pages = entry.kv->groups[cache_.group_of(layer, use)].pages;
+  const std::size_t first = visible.begin / kPageTokens;
+  const std::size_t count = PagesFor(visible.end) - first;
+  for (std::size_t i = 0; i < count; ++i) {
+    scratch.keys[i] = cache_.keys(layer, use, pages[first + i], kv_head);
+    scratch.values[i] = cache_.values(layer, use, pages[first + i], kv_head);
+  }
+  return {.skipped = first * kPageTokens,
+          .keys = std::span(scratch.keys).first(count),
+          .values = std::span(scratch.values).first(count)};
+}
+
+AttentionTask CpuAttention::TaskFor(const AttentionSpec& spec, const Window& window, const Range& visible) {
+  return {.key_pages = window.keys,
+          .value_pages = window.values,
           .value_stride = Size(spec.head_dim),
-          .begin = visible.begin - visible.skipped(),
-          .end = visible.end - visible.skipped(),
+          .begin = visible.begin - window.skipped,
+          .end = visible.end - window.skipped,
           .scale = spec.scale};
 }
 
 MatrixView<const float> CpuAttention::PositionBias(std::size_t layer, std::size_t position, std::size_t first_head,
-                                                   std::size_t heads, const Visible& visible, Scratch& scratch) const {
+                                                   std::size_t heads, const Window& window, const Range& visible,
+                                                   Scratch& scratch) const {
   const AttentionSpec& spec = config_.layers[layer].attention;
   if (!spec.relative_bias) return {};
   const std::vector<float>& table = layer < Size(config_.encoder_layers) ? encoder_bias_ : decoder_bias_;
   const auto reach = static_cast<std::ptrdiff_t>(spec.relative_bias->max_distance);
   const std::size_t width = static_cast<std::size_t>(2 * reach + 1);
-  const std::size_t padded = (PagesFor(visible.end) - visible.first_page()) * kPageTokens;
-  const MatrixView<float> bias(scratch.bias.data(), heads, padded);
+  const MatrixView<float> bias(scratch.bias.data(), heads, window.keys.size() * kPageTokens);
   for (std::size_t at = visible.begin; at < visible.end; ++at) {
     const auto delta = static_cast<std::ptrdiff_t>(at) - static_cast<std::ptrdiff_t>(position);
     const auto index = static_cast<std::size_t>(std::clamp(delta, -reach, reach) + reach);
-    for (std::size_t h = 0; h < heads; ++h) bias(h, at - visible.skipped()) = table[(first_head + h) * width + index];
+    for (std::size_t h = 0; h < heads; ++h) bias(h, at - window.skipped) = table[(first_head + h) * width + index];
   }
   return bias;
 }
@@ -219,13 +226,13 @@ void CpuAttention::AttendHeads(std::size_t layer, const Item& item, std::size_t 
   const std::size_t dim = Size(spec.head_dim);
   const std::size_t head = kv_head * group;
   const std::vector<float>& sinks = weights_.layers[layer].attention.sinks;
+  const Window window = FindPages(layer, KvCache::Use::kSelf, *item.entry, kv_head, VisibleToAll(spec, item), scratch);
   for (std::size_t r = item.row; r < item.row + item.rows; ++r) {
-    const Visible visible = VisibleAt(spec, *item.entry, r);
-    FindPages(layer, KvCache::Use::kSelf, *item.entry, kv_head, visible, scratch);
+    const Range visible = Visible(spec, *item.entry, r);
     const std::size_t row = item.entry->first_row + r;
-    AttentionTask task = TaskFor(spec, visible, scratch);
+    AttentionTask task = TaskFor(spec, window, visible);
     task.queries = {queries.row(row).data() + head * dim, group, dim};
-    task.bias = PositionBias(layer, item.entry->first_position + r, head, group, visible, scratch);
+    task.bias = PositionBias(layer, item.entry->first_position + r, head, group, window, visible, scratch);
     if (!sinks.empty()) task.sinks = std::span(sinks).subspan(head, group);
     task.out = {out.row(row).data() + head * dim, group, dim};
     kernels_.Attention(task);
@@ -250,9 +257,9 @@ void CpuAttention::Cross(std::size_t layer, MatrixView<const float> queries, Mat
     const Item& item = items_[index / kv_heads];
     const std::size_t kv_head = index % kv_heads;
     Scratch& scratch = scratch_[static_cast<std::size_t>(thread)];
-    const Visible visible{.begin = 0, .end = item.entry->source_positions};
-    FindPages(layer, KvCache::Use::kCross, *item.entry, kv_head, visible, scratch);
-    AttentionTask task = TaskFor(spec, visible, scratch);
+    const Range visible{.begin = 0, .end = item.entry->source_positions};
+    const Window window = FindPages(layer, KvCache::Use::kCross, *item.entry, kv_head, visible, scratch);
+    AttentionTask task = TaskFor(spec, window, visible);
     for (std::size_t r = item.row; r < item.row + item.rows; ++r) {
       const std::size_t row = item.entry->first_row + r;
       task.queries = {queries.row(row).data() + kv_head * group * dim, group, dim};
@@ -336,10 +343,9 @@ void CpuAttention::AttendLatent(std::size_t layer, const Item& item, std::size_t
                         absorbed.row(r).begin() + static_cast<std::ptrdiff_t>(h * width + rank));
     }
   }
+  const Window window = FindPages(layer, KvCache::Use::kSelf, *item.entry, 0, VisibleToAll(spec, item), scratch);
   for (std::size_t r = 0; r < item.rows; ++r) {
-    const Visible visible = VisibleAt(spec, *item.entry, item.row + r);
-    FindPages(layer, KvCache::Use::kSelf, *item.entry, 0, visible, scratch);
-    AttentionTask task = TaskFor(spec, visible, scratch);
+    AttentionTask task = TaskFor(spec, window, Visible(spec, *item.entry, item.row + r));
     task.key_layout = KeyLayout::kRows;
     task.value_stride = width;
     task.queries = {absorbed.row(r).data(), heads, width};

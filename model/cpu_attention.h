@@ -48,24 +48,29 @@ class CpuAttention {
     AlignedBuffer<float> bias;         // (query heads of a KV head, positions)
     AlignedBuffer<float> latent;       // queries, then sums, of a block of rows and heads
   };
-  /// What a query sees: positions [begin, end), of which the pages from `first_page` on have pointers.
-  struct Visible {
+  /// Positions [begin, end).
+  struct Range {
     std::size_t begin = 0;
     std::size_t end = 0;
-
-    std::size_t first_page() const { return begin / kPageTokens; }
-    /// Positions that lie in pages before the first visible one.
-    std::size_t skipped() const { return first_page() * kPageTokens; }
+  };
+  /// The pages that an item's rows see, with positions counted from the first of them.
+  struct Window {
+    std::size_t skipped = 0;  // positions in pages before the first
+    std::span<const float* const> keys;
+    std::span<const float* const> values;
   };
 
-  Visible VisibleAt(const AttentionSpec& spec, const StepBatch::Entry& entry, std::size_t row) const;
-  void FindPages(std::size_t layer, KvCache::Use use, const StepBatch::Entry& entry, std::size_t kv_head,
-                 const Visible& visible, Scratch& scratch);
+  static Range Visible(const AttentionSpec& spec, const StepBatch::Entry& entry, std::size_t row);
+  /// From the first position that any row of the item sees to the last.
+  static Range VisibleToAll(const AttentionSpec& spec, const Item& item);
+  Window FindPages(std::size_t layer, KvCache::Use use, const StepBatch::Entry& entry, std::size_t kv_head,
+                   const Range& visible, Scratch& scratch);
   /// The task without queries, out, sinks and bias.
-  AttentionTask TaskFor(const AttentionSpec& spec, const Visible& visible, const Scratch& scratch) const;
-  /// (heads, positions from the first visible page on), or empty when the layer has none.
+  static AttentionTask TaskFor(const AttentionSpec& spec, const Window& window, const Range& visible);
+  /// (heads, positions of the window), or empty when the layer has none.
   MatrixView<const float> PositionBias(std::size_t layer, std::size_t position, std::size_t first_head,
-                                       std::size_t heads, const Visible& visible, Scratch& scratch) const;
+                                       std::size_t heads, const Window& window, const Range& visible,
+                                       Scratch& scratch) const;
   /// Multiplications of scores and sums over the whole batch, about.
   std::size_t Work(const AttentionSpec& spec) const;
 
