@@ -6,7 +6,6 @@ proves itself on small trees that break one rule each."""
 import pathlib
 import re
 import sys
-import tempfile
 
 import sources
 
@@ -76,35 +75,5 @@ _FINE = [
 ]
 
 
-def complaints_about(path: str, text: str) -> list[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        root = pathlib.Path(folder)
-        (root / "README.md").write_text("A project.\n")
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(text)
-        return violations(root)
-
-
-def self_test() -> list[str]:
-    problems = []
-    for path, text, expected in _BROKEN:
-        complaints = complaints_about(path, text)
-        if not any(expected in complaint for complaint in complaints):
-            problems.append(f"self-test: {path} gave {complaints}, not one with {expected!r}")
-    for path, text in _FINE:
-        if complaints := complaints_about(path, text):
-            problems.append(f"self-test: {path} gave {complaints}")
-    return problems
-
-
-def main() -> int:
-    root = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).parents[2]
-    found = ([] if len(sys.argv) > 1 else self_test()) + violations(root)
-    for line in found:
-        print(line)
-    print(f"{len(found)} problems in {len(sources.files(root, sources.TEXT_SUFFIXES))} files")
-    return 1 if found else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(sources.TreeCheck(violations, sources.TEXT_SUFFIXES, _BROKEN, _FINE, {"README.md": "A project.\n"}).main())

@@ -6,7 +6,6 @@ itself on small trees that break one rule each."""
 import pathlib
 import re
 import sys
-import tempfile
 
 import sources
 
@@ -150,38 +149,8 @@ _FINE = [
 ]
 
 
-def complaints_about(path: str, text: str) -> list[str]:
-    """What the check says of a tree with one interesting file, beside an empty header in every folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = pathlib.Path(folder)
-        for name in ("core/c.h", "kernels/k.h", "model/m.h", "metrics/m.h", "experts/e.h", "router/r.h"):
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_text("")
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(text + "\n")
-        return violations(root)
-
-
-def self_test() -> list[str]:
-    problems = []
-    for path, text, expected in _BROKEN:
-        complaints = complaints_about(path, text)
-        if not any(expected in complaint for complaint in complaints):
-            problems.append(f"self-test: {path} with {text!r} gave {complaints}, not one with {expected!r}")
-    for path, text in _FINE:
-        if complaints := complaints_about(path, text):
-            problems.append(f"self-test: {path} with {text!r} gave {complaints}")
-    return problems
-
-
-def main() -> int:
-    root = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).parents[2]
-    found = ([] if len(sys.argv) > 1 else self_test()) + violations(root)
-    for line in found:
-        print(line)
-    print(f"{len(found)} problems in {len(sources.files(root, sources.CPP_SUFFIXES))} files")
-    return 1 if found else 0
-
+# An empty header in every folder that the small trees name.
+_BESIDE = {name: "" for name in ("core/c.h", "kernels/k.h", "model/m.h", "metrics/m.h", "experts/e.h", "router/r.h")}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(sources.TreeCheck(violations, sources.CPP_SUFFIXES, _BROKEN, _FINE, _BESIDE).main())
