@@ -167,7 +167,8 @@ class YarnRamp {
 
 std::vector<double> RopeSpec::Frequencies() const {
   std::vector<double> frequencies;
-  const YarnRamp ramp(*this);
+  std::optional<YarnRamp> ramp;
+  if (scaling == RopeScaling::kYarn) ramp.emplace(*this);
   for (int i = 0; i < width / 2; ++i) {
     const double base = std::pow(theta, -2.0 * i / width);
     switch (scaling) {
@@ -175,7 +176,7 @@ std::vector<double> RopeSpec::Frequencies() const {
       case RopeScaling::kLinear: frequencies.push_back(base / factor); break;
       case RopeScaling::kLlama3: frequencies.push_back(Llama3Frequency(*this, base)); break;
       case RopeScaling::kYarn: {
-        const double slowed = ramp.At(i);
+        const double slowed = ramp->At(i);
         frequencies.push_back(base * (1 - slowed) + base / factor * slowed);
         break;
       }

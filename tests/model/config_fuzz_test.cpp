@@ -125,7 +125,7 @@ void CheckModel(const ModelConfig& config) {
       ASSERT_LT(bias->Bucket(delta, true), bias->buckets);
     }
   }
-  if (config.num_layers() > 100) return;  // counting takes long enough
+  if (config.num_layers() > 8) return;  // so that counting does not take most of the time
   const ParameterCount count = CountParameters(config);
   ASSERT_GE(count.total, count.active);
   ASSERT_GE(count.active, count.active_without_embedding);
@@ -137,7 +137,7 @@ TEST(ConfigFuzz, AnErrorOrAModel) {
   Values values(20240607);
   int models = 0;
   int errors = 0;
-  for (int i = 0; i < 20000; ++i) {
+  for (int i = 0; i < 100000; ++i) {
     json config = seeds[values.Below(seeds.size())];
     for (std::size_t changes = 1 + values.Below(3); changes > 0; --changes) Mutate(config, seeds, values);
     const std::string text = config.dump();
@@ -152,8 +152,8 @@ TEST(ConfigFuzz, AnErrorOrAModel) {
     }
   }
   // Neither side of the test is idle.
-  EXPECT_GT(models, 3000);
-  EXPECT_GT(errors, 3000);
+  EXPECT_GT(models, 15000);
+  EXPECT_GT(errors, 15000);
 }
 
 }  // namespace
