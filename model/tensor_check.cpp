@@ -13,17 +13,15 @@
 namespace moe {
 namespace {
 
-std::string HeadName(const ModelConfig& config) { return config.tensor_names.head + ".weight"; }
-
-/// Files of tied models sometimes store the table twice. The second is not used, so it must be the same: its form here,
-/// its bytes when the embedding is loaded.
-Status CheckRepeatedHeadForm(const ModelConfig& config, const Checkpoint& checkpoint) {
-  MOE_ASSIGN_OR_RETURN(const TensorInfo* head, checkpoint.Find(HeadName(config)));
+/// The copy is not used, so it must be the same: its form here, its bytes when the embedding is loaded.
+Status CheckCopyForm(const ModelConfig& config, const Checkpoint& checkpoint, const std::string& name) {
+  MOE_ASSIGN_OR_RETURN(const TensorInfo* copy, checkpoint.Find(name));
   MOE_ASSIGN_OR_RETURN(const TensorInfo* embedding, checkpoint.Find(config.tensor_names.embedding + ".weight"));
-  if (head->shape == embedding->shape && head->dtype == embedding->dtype) return Status::Ok();
-  return InvalidArgument(checkpoint.file_name(*head), ": tensor ", HeadName(config), " has shape ",
-                         ShapeText(head->shape), " and dtype ", head->dtype, ", unlike the embedding that it repeats, ",
-                         ShapeText(embedding->shape), " and ", embedding->dtype, " (tie_word_embeddings is true)");
+  if (copy->shape == embedding->shape && copy->dtype == embedding->dtype) return Status::Ok();
+  return InvalidArgument(checkpoint.file_name(*copy), ": tensor ", name, " has shape ", ShapeText(copy->shape),
+                         " and dtype ", copy->dtype, ", unlike the embedding that it repeats, ",
+                         ShapeText(embedding->shape), " and ", embedding->dtype,
+                         config.tied_embeddings ? " (tie_word_embeddings is true)" : "");
 }
 
 /// The type that holds the values of both.
@@ -72,14 +70,22 @@ class TensorWalk {
 
 }  // namespace
 
+std::vector<std::string> EmbeddingCopies(const ModelConfig& config, const Checkpoint& checkpoint) {
+  std::vector<std::string> names = config.tensor_names.embedding_copies;
+  if (config.tied_embeddings) names.push_back(config.tensor_names.head);
+  for (std::string& name : names) name += ".weight";
+  std::erase_if(names, [&](const std::string& name) { return !checkpoint.tensors().contains(name); });
+  return names;
+}
+
 Result<CheckedTensors> CheckTensors(const ModelConfig& config, const Checkpoint& checkpoint) {
   if (checkpoint.made_up()) return CheckedTensors{.exact_type = config.stored_type};
   TensorWalk walk(checkpoint);
   MOE_RETURN_IF_ERROR(walk.Check(OuterTensors(config)));
   for (int layer = 0; layer < config.num_layers(); ++layer) MOE_RETURN_IF_ERROR(walk.CheckLayer(config, layer));
-  if (config.tied_embeddings && checkpoint.tensors().contains(HeadName(config))) {
-    MOE_RETURN_IF_ERROR(CheckRepeatedHeadForm(config, checkpoint));
-    walk.Know(HeadName(config));
+  for (const std::string& name : EmbeddingCopies(config, checkpoint)) {
+    MOE_RETURN_IF_ERROR(CheckCopyForm(config, checkpoint, name));
+    walk.Know(name);
   }
   for (const auto& [name, info] : checkpoint.tensors()) {
     if (walk.knows(name) || IsIgnorable(config, name)) continue;

@@ -1,11 +1,17 @@
 // A checkpoint against its configuration, before any weight is read.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "core/status.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
 
 namespace moe {
+
+/// The tensors of the checkpoint that repeat the embedding: a tied model's head, an encoder's or decoder's own table.
+std::vector<std::string> EmbeddingCopies(const ModelConfig& config, const Checkpoint& checkpoint);
 
 /// What a checkpoint that agrees with its configuration is like.
 struct CheckedTensors {

@@ -20,6 +20,8 @@ struct ExpertLayout {
 /// inside a stack. An empty name: the family has no such tensor.
 struct TensorNames {
   std::string embedding = "model.embed_tokens";
+  /// Other names under which files repeat the embedding: equal to it, and not read. A tied model's head is one too.
+  std::vector<std::string> embedding_copies;
   std::string positions;  // learnt positions
   std::string final_norm = "model.norm";
   std::string head = "lm_head";

@@ -178,13 +178,15 @@ std::vector<std::byte> ConvertRows(const StoredMatrix& source, WeightType type) 
   return out;
 }
 
-/// A repeated head must be the embedding, since it is not read.
-Status CheckRepeatedHead(const ModelConfig& config, const Checkpoint& checkpoint, const WeightView& embedding) {
-  const std::string name = config.tensor_names.head + ".weight";
-  if (!config.tied_embeddings || !checkpoint.tensors().contains(name)) return Status::Ok();
-  MOE_ASSIGN_OR_RETURN(const MappedTensor head, checkpoint.Map(name));
-  if (std::memcmp(head.data(), embedding.data, head.bytes()) != 0) {
-    return InvalidArgument("tensor ", name, " differs from the embedding, though tie_word_embeddings is true");
+/// Copies of the embedding must be the same, since they are not read.
+Status CheckCopies(const ModelConfig& config, const Checkpoint& checkpoint, const WeightView& embedding) {
+  for (const std::string& name : EmbeddingCopies(config, checkpoint)) {
+    MOE_ASSIGN_OR_RETURN(const MappedTensor copy, checkpoint.Map(name));
+    if (std::memcmp(copy.data(), embedding.data, copy.bytes()) != 0) {
+      return InvalidArgument(
+          "tensor ", name, " differs from the embedding",
+          config.tied_embeddings ? ", though tie_word_embeddings is true" : ", which is used for both");
+    }
   }
   return Status::Ok();
 }
@@ -193,7 +195,7 @@ Status LoadEmbedding(const ModelConfig& config, const Source& source, DenseWeigh
   MOE_ASSIGN_OR_RETURN(const StoredMatrix embedding,
                        StoredMatrix::Map(source.checkpoint, *source.Find(TensorRole::kEmbedding)));
   if (const auto view = embedding.plain()) {
-    MOE_RETURN_IF_ERROR(CheckRepeatedHead(config, source.checkpoint, *view));
+    MOE_RETURN_IF_ERROR(CheckCopies(config, source.checkpoint, *view));
   }
   out.embedding = ConvertRows(embedding, out.type);
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kEncoderNorm}, out.encoder_norm));

@@ -12,13 +12,25 @@ namespace {
 // A window counts only with use_sliding_window true, which is refused: versions of public code disagree on its layers.
 constexpr std::array<std::string_view, 2> kHarmless = {"sliding_window", "max_window_layers"};
 
+/// num_experts, which transformers 5 writes as num_local_experts for Qwen3-MoE.
+std::string_view ExpertsKey(KeyReader& keys) {
+  constexpr IntRange kCounts = {.min = 0, .max = kExpertCounts.max};
+  const auto published = keys.OptionalInt("num_experts", kCounts);
+  const auto newer = keys.OptionalInt("num_local_experts", kCounts);
+  if (published.has_value() && newer.has_value() && *published != *newer) {
+    keys.Refuse("num_local_experts", Cat(*published, ", as num_experts says"));
+  }
+  return newer.has_value() && !published.has_value() ? "num_local_experts" : "num_experts";
+}
+
 /// The routed experts, softmax over all; nothing when num_experts is 0.
 std::optional<MoeSpec> ReadExperts(KeyReader& keys) {
-  if (keys.Int("num_experts", {.min = 0, .max = kExpertCounts.max}) == 0) {
+  const std::string_view experts_key = ExpertsKey(keys);
+  if (keys.Int(experts_key, {.min = 0, .max = kExpertCounts.max}) == 0) {
     keys.Ignore({"num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"});
     return std::nullopt;
   }
-  MoeSpec moe{.gate = ReadSoftmaxGate(keys, "num_experts"),
+  MoeSpec moe{.gate = ReadSoftmaxGate(keys, experts_key),
               .expert = {.intermediate = keys.Int("moe_intermediate_size", kIntermediateSizes)}};
   const bool renormalize = keys.OptionalBool("norm_topk_prob").value_or(false);
   moe.gate.normalization = renormalize ? GateSpec::Normalization::kSum : GateSpec::Normalization::kNone;

@@ -43,7 +43,7 @@ TensorNames StackNames(const std::string& stack) {
   names.expert_up = ffn + ".mlp.experts.expert_{expert}.wi";
   names.expert_down = ffn + ".mlp.experts.expert_{expert}.wo";
   // Older files repeat the table.
-  names.ignorable = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"};
+  names.embedding_copies = {"encoder.embed_tokens", "decoder.embed_tokens"};
   return names;
 }
 
