@@ -1,10 +1,8 @@
 #include "apps/serve_options.h"
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
-#include <cctype>
-#include <map>
 
+#include "apps/flags.h"
 #include "build_info.h"
 #include "core/text.h"
 #include "rpc/listen_address.h"
@@ -24,58 +22,7 @@ Examples:
 Every flag can also be given in a TOML file (--config FILE) and in the environment (--max-queued as MOE_MAX_QUEUED).
 SIGTERM to the router drains: what is accepted finishes, nothing more is accepted. A second one stops at once.)";
 
-// "--max-queued" → "MOE_MAX_QUEUED"
-std::string EnvironmentName(std::string flag) {
-  flag = flag.substr(flag.find_first_not_of('-'));
-  std::transform(flag.begin(), flag.end(), flag.begin(),
-                 [](unsigned char c) { return c == '-' ? '_' : static_cast<char>(std::toupper(c)); });
-  return "MOE_" + flag;
-}
-
-template <typename Value>
-using Choices = std::map<std::string, Value>;
-
-// Adds options to an app with their environment names and shown defaults.
-class Adder {
- public:
-  explicit Adder(CLI::App& app) : app_(app) {}
-
-  template <typename Value>
-  CLI::Option* Add(const std::string& name, Value& value, const std::string& help) {
-    return app_.add_option(name, value, help)->envname(EnvironmentName(name))->capture_default_str();
-  }
-
-  /// A number of milliseconds, given in seconds.
-  CLI::Option* AddSeconds(const std::string& name, std::chrono::milliseconds& value, const std::string& help) {
-    const std::string shown = Cat(value.count() / 1000);
-    return app_
-        .add_option_function<double>(
-            name, [&value](double seconds) { value = std::chrono::milliseconds(static_cast<long>(seconds * 1000)); },
-            help)
-        ->envname(EnvironmentName(name))
-        ->default_str(shown)
-        ->check(CLI::Range(0.0, 1e6));
-  }
-
-  /// One of some words.
-  template <typename Value>
-  CLI::Option* AddChoice(const std::string& name, Value& value, const Choices<Value>& choices, const std::string& shown,
-                         const std::string& help) {
-    std::vector<std::string> words;
-    for (const auto& choice : choices) words.push_back(choice.first);
-    return app_
-        .add_option_function<std::string>(
-            name, [&value, choices](const std::string& w) { value = choices.at(w); }, help)
-        ->envname(EnvironmentName(name))
-        ->default_str(shown)
-        ->check(CLI::IsMember(words));
-  }
-
- private:
-  CLI::App& app_;
-};
-
-void AddModelOptions(Adder& add, ServeOptions& o) {
+void AddModelOptions(FlagAdder& add, ServeOptions& o) {
   add.Add("--model", o.model, "Folder of a Hugging Face checkpoint")->required();
   add.AddChoice<LoadFormat>("--load-format", o.load_format,
                             {{"auto", LoadFormat::kAuto}, {"dummy", LoadFormat::kDummy}}, "auto",
@@ -93,7 +40,7 @@ void AddModelOptions(Adder& add, ServeOptions& o) {
       ->check(CLI::Range(0, 1'000'000));
 }
 
-void AddAddressOptions(CLI::App& app, Adder& add, ServeOptions& o) {
+void AddAddressOptions(CLI::App& app, FlagAdder& add, ServeOptions& o) {
   add.Add("--listen", o.listen, "HOST:PORT of the gRPC services; port 0: any free one")
       ->check([](const std::string& value) { return ParseListenAddress(value).status().message(); });
   add.Add("--metrics-host", o.metrics_host, "Host that metrics and the workers' control services listen on");
@@ -104,12 +51,11 @@ void AddAddressOptions(CLI::App& app, Adder& add, ServeOptions& o) {
       ->envname(EnvironmentName("--metrics-port"))
       ->default_str("9400")
       ->check(CLI::IsMember({"auto"}) | CLI::Range(0, 65535));
-  app.add_flag("--expert-metrics", o.expert_metrics, "Serve counts per layer and expert on /metrics/experts")
-      ->envname(EnvironmentName("--expert-metrics"));
+  add.AddSwitch("--expert-metrics", o.expert_metrics, "Serve counts per layer and expert on /metrics/experts");
   add.Add("--ready-file", o.ready_file, "JSON file with the addresses really bound, written when serving");
 }
 
-void AddMachineOptions(Adder& add, ServeOptions& o) {
+void AddMachineOptions(FlagAdder& add, ServeOptions& o) {
   add.AddChoice<TransportChoice>(
       "--transport", o.transport,
       {{"auto", TransportChoice::kAuto}, {"inprocess", TransportChoice::kInProcess}, {"mpi", TransportChoice::kMpi}},
@@ -126,7 +72,7 @@ void AddMachineOptions(Adder& add, ServeOptions& o) {
   add.AddSeconds("--load-timeout", o.load_timeout, "Seconds that workers may take to load");
 }
 
-void AddLimitOptions(Adder& add, ServeOptions& o) {
+void AddLimitOptions(FlagAdder& add, ServeOptions& o) {
   constexpr std::size_t kMost = 1 << 20;
   constexpr std::size_t kMostKvTokens = std::size_t{1} << 40;  // far above any memory; far below what overflows
   add.Add("--max-sequences", o.max_sequences, "Sequences that run at a time")->check(CLI::Range(std::size_t{1}, kMost));
@@ -149,7 +95,7 @@ ParsedServeOptions ParseServeOptions(int argc, char** argv) {
   app.set_version_flag("--version", Cat("moe_serve ", kBuildVersion, " (", kBuildCommit, ")"));
   app.set_config("--config", "", "TOML file with any of these flags");
   app.allow_config_extras(CLI::config_extras_mode::error);
-  Adder add(app);
+  FlagAdder add(app);
   AddModelOptions(add, parsed.options);
   AddAddressOptions(app, add, parsed.options);
   AddMachineOptions(add, parsed.options);

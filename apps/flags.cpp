@@ -1,0 +1,59 @@
+#include "apps/flags.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cctype>
+#include <cstdint>
+#include <filesystem>
+
+#include "core/text.h"
+
+namespace moe {
+
+std::string EnvironmentName(std::string flag) {
+  // Of "model,--model" the one with dashes.
+  flag = flag.substr(flag.find("--") + 2);
+  flag = flag.substr(0, flag.find(','));
+  std::transform(flag.begin(), flag.end(), flag.begin(),
+                 [](unsigned char c) { return c == '-' ? '_' : static_cast<char>(std::toupper(c)); });
+  return "MOE_" + flag;
+}
+
+template <typename Value>
+CLI::Option* FlagAdder::Add(const std::string& name, Value& value, const std::string& help) {
+  return app_.add_option(name, value, help)->envname(EnvironmentName(name))->capture_default_str();
+}
+
+template CLI::Option* FlagAdder::Add(const std::string&, int&, const std::string&);
+template CLI::Option* FlagAdder::Add(const std::string&, std::size_t&, const std::string&);
+template CLI::Option* FlagAdder::Add(const std::string&, double&, const std::string&);
+template CLI::Option* FlagAdder::Add(const std::string&, std::string&, const std::string&);
+template CLI::Option* FlagAdder::Add(const std::string&, std::filesystem::path&, const std::string&);
+template CLI::Option* FlagAdder::Add(const std::string&, std::vector<std::string>&, const std::string&);
+template CLI::Option* FlagAdder::Add(const std::string&, std::vector<std::size_t>&, const std::string&);
+
+CLI::Option* FlagAdder::AddSwitch(const std::string& name, bool& value, const std::string& help) {
+  return app_.add_flag(name, value, help)->envname(EnvironmentName(name));
+}
+
+CLI::Option* FlagAdder::AddSeconds(const std::string& name, std::chrono::milliseconds& value, const std::string& help) {
+  const std::string shown = Cat(value.count() / 1000);
+  return app_
+      .add_option_function<double>(
+          name, [&value](double seconds) { value = std::chrono::milliseconds(static_cast<long>(seconds * 1000)); },
+          help)
+      ->envname(EnvironmentName(name))
+      ->default_str(shown)
+      ->check(CLI::Range(0.0, 1e6));
+}
+
+CLI::Option* FlagAdder::AddWords(const std::string& name, const std::vector<std::string>& words,
+                                 const std::function<void(const std::string&)>& choose, const std::string& shown,
+                                 const std::string& help) {
+  return app_.add_option_function<std::string>(name, choose, help)
+      ->envname(EnvironmentName(name))
+      ->default_str(shown)
+      ->check(CLI::IsMember(words));
+}
+
+}  // namespace moe

@@ -1,0 +1,58 @@
+// Flags as all programs of ours have them: each also in the environment, with its default in the help text. (CLI11's
+// headers stay in source files.)
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace CLI {
+class App;
+class Option;
+}  // namespace CLI
+
+namespace moe {
+
+/// "--max-queued" → "MOE_MAX_QUEUED".
+std::string EnvironmentName(std::string flag);
+
+template <typename Value>
+using Choices = std::map<std::string, Value>;
+
+/// Adds options to an app with their environment names and shown defaults.
+class FlagAdder {
+ public:
+  explicit FlagAdder(CLI::App& app) : app_(app) {}
+
+  /// For the types that flags.cpp instantiates: strings, paths, numbers and lists of them. A name without dashes among
+  /// those in `name`, which commas separate, makes it positional too.
+  template <typename Value>
+  CLI::Option* Add(const std::string& name, Value& value, const std::string& help);
+
+  /// Given or not.
+  CLI::Option* AddSwitch(const std::string& name, bool& value, const std::string& help);
+
+  /// A number of milliseconds, given in seconds.
+  CLI::Option* AddSeconds(const std::string& name, std::chrono::milliseconds& value, const std::string& help);
+
+  /// One of some words; `shown` is the default's.
+  template <typename Value>
+  CLI::Option* AddChoice(const std::string& name, Value& value, const Choices<Value>& choices, const std::string& shown,
+                         const std::string& help) {
+    std::vector<std::string> words;
+    for (const auto& choice : choices) words.push_back(choice.first);
+    const auto choose = [&value, choices](const std::string& word) { value = choices.at(word); };
+    return AddWords(name, words, choose, shown, help);
+  }
+
+ private:
+  CLI::Option* AddWords(const std::string& name, const std::vector<std::string>& words,
+                        const std::function<void(const std::string&)>& choose, const std::string& shown,
+                        const std::string& help);
+
+  CLI::App& app_;
+};
+
+}  // namespace moe
