@@ -23,10 +23,11 @@ ARROWS = {
     "experts": _LOWER | {"proto/worker"},
     "router": _LOWER | {"proto/inference", "proto/cluster"},
     "bench": {"core", "model", "proto/inference", "proto/cluster"},  # bench_client
+    "bench/plan": {"core", "kernels", "model", "placement"},
     "bench/engine": _LOWER | {"experts", "router"} | _ALL_PROTO,
-    "apps": _LOWER | {"experts", "router", "bench", "bench/engine"} | _ALL_PROTO,
+    "apps": _LOWER | {"experts", "router", "bench", "bench/plan", "bench/engine"} | _ALL_PROTO,
     "examples": {"proto/inference", "proto/cluster"},
-    "tests": _LOWER | {"experts", "router", "bench", "bench/engine", "tests"} | _ALL_PROTO,
+    "tests": _LOWER | {"experts", "router", "bench", "bench/plan", "bench/engine", "tests"} | _ALL_PROTO,
 }
 
 # The gRPC transport has a service of its own; no other file of transport/ may know a message type.
@@ -55,8 +56,9 @@ _GENERATED = re.compile(r"moe/v1/(\w+?)(\.grpc)?\.pb\.h$")
 
 def folder_of(path: str) -> str:
     """The row of ARROWS that a path of the repository belongs to; its first folder when there is none."""
-    if path.startswith("bench/engine/"):
-        return "bench/engine"
+    for part in ("bench/plan", "bench/engine"):
+        if path.startswith(part + "/"):
+            return part
     return path.split("/")[0]
 
 
@@ -118,6 +120,8 @@ _BROKEN = [
     ("transport/mpi.cpp", '#include "moe/v1/worker.pb.h"', "transport/ may not include moe/v1/worker.pb.h"),
     ("rpc/a.cpp", '#include "metrics/m.h"', "rpc/ may not include metrics/m.h"),
     ("bench/load.cpp", '#include "router/r.h"', "bench/ may not include router/r.h"),
+    ("bench/plan/a.cpp", '#include "router/r.h"', "bench/plan/ may not include router/r.h"),
+    ("router/a.cpp", '#include "bench/plan/p.h"', "router/ may not include bench/plan/p.h"),
     ("examples/a.cpp", '#include "core/c.h"', "examples/ may not include core/c.h"),
     ("core/a.cpp", '#include <model/m.h>', "core/ may not include model/m.h"),
     ("core/a.cpp", '  #  include "gone.h"', '"gone.h" is not a path'),
@@ -143,6 +147,7 @@ _FINE = [
     ("kernels/body-inl.h", '#include "hwy/highway.h"\n#include "core/c.h"'),
     ("metrics/a.cpp", "#include <prometheus/counter.h>"),
     ("bench/engine/a.cpp", '#include "router/r.h"'),
+    ("bench/plan/a.cpp", '#include "model/m.h"'),
     ("apps/a.cpp", '#include "router/r.h"\n#include "experts/e.h"'),
     ("tests/router/a.h", '#include "experts/e.h"\n#include <grpcpp/grpcpp.h>'),
     ("core/a.cpp", '// #include "model/m.h"\n#include <vector>'),
@@ -150,7 +155,8 @@ _FINE = [
 
 
 # An empty header in every folder that the small trees name.
-_BESIDE = {name: "" for name in ("core/c.h", "kernels/k.h", "model/m.h", "metrics/m.h", "experts/e.h", "router/r.h")}
+_BESIDE = {name: "" for name in ("core/c.h", "kernels/k.h", "model/m.h", "metrics/m.h", "experts/e.h", "router/r.h",
+                                 "bench/plan/p.h")}
 
 if __name__ == "__main__":
     sys.exit(sources.TreeCheck(violations, sources.CPP_SUFFIXES, _BROKEN, _FINE, _BESIDE).main())
