@@ -1,0 +1,208 @@
+// The program itself: exit codes, one sentence on stderr, pure JSON on stdout, flags from file and environment.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "core/text.h"
+
+namespace moe {
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+struct Outcome {
+  int exit_code = -1;
+  std::string out;
+  std::string err;
+};
+
+class PlanProgram : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = testing::TempDir() + "/moe-plan-XXXXXX";
+    ASSERT_NE(mkdtemp(name.data()), nullptr);
+    folder_ = name;
+  }
+  void TearDown() override { ASSERT_EQ(std::system(("rm -r '" + folder_ + "'").c_str()), 0); }
+
+  std::string Read(const std::string& name) const {
+    std::ostringstream text;
+    text << std::ifstream(folder_ + "/" + name).rdbuf();
+    return text.str();
+  }
+
+  // In an empty folder, so that nothing of the repository is found by a relative path.
+  Outcome Run(const std::string& arguments, const std::string& environment = "") const {
+    const std::string command = Cat("cd '", folder_, "' && env ", environment, " '", MOE_BINARY_DIR, "/bin/moe_plan' ",
+                                    arguments, " > out 2> err");
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, Read("out"), Read("err")};
+  }
+
+  json Json(const std::string& arguments, const std::string& environment = "") const {
+    const Outcome run = Run(arguments + " --json", environment);
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    EXPECT_EQ(run.err, "");
+    return json::parse(run.out);
+  }
+
+  std::string folder_;
+};
+
+TEST_F(PlanProgram, HelpAndVersionAreNoErrors) {
+  for (const char* command : {"", "params", "memory", "cost", "compare"}) {
+    const Outcome help = Run(Cat(command, " --help"));
+    EXPECT_EQ(help.exit_code, 0) << command;
+    EXPECT_THAT(help.out, HasSubstr("Examples:")) << command;
+  }
+  const Outcome version = Run("--version");
+  EXPECT_EQ(version.exit_code, 0);
+  EXPECT_THAT(version.out, testing::StartsWith("moe_plan "));
+}
+
+TEST_F(PlanProgram, CountsABuiltInModelAnywhere) {
+  const json params = Json("params mixtral-8x7b");
+  EXPECT_EQ(params["total"], 46'702'792'704);
+  EXPECT_EQ(params["active"], 12'879'925'248);
+  EXPECT_EQ(params["active_without_embedding"], 12'748'853'248);
+  EXPECT_EQ(params["experts"], (json{{"count", 8}, {"per_token", 2}, {"parameters_each", 176'160'768}}));
+  EXPECT_EQ(params["quoted"][0]["label"], "46.7B");
+  EXPECT_EQ(Json("params --model mixtral-8x7b"), params);
+  EXPECT_THAT(Run("params mixtral-8x7b").out, HasSubstr("46,702,792,704"));
+}
+
+TEST_F(PlanProgram, CountsAFolder) {
+  const json golden = json::parse(std::ifstream(MOE_SOURCE_DIR "/tests/goldens/deepseek_v3_fp8/golden.json"));
+  const json params = Json("params " MOE_SOURCE_DIR "/tests/goldens/deepseek_v3_fp8");
+  EXPECT_EQ(params["total"], golden["num_parameters"]);
+  EXPECT_GT(params["checkpoint"]["scales"], 0);
+}
+
+TEST_F(PlanProgram, ListsItsModels) {
+  EXPECT_EQ(Json("params --list").size(), 36u);
+  EXPECT_THAT(Run("params --list").out, HasSubstr("switch-c-2048"));
+}
+
+TEST_F(PlanProgram, PlansMemory) {
+  const json plan = Json(
+      "memory mixtral-8x7b --workers 2 --device-memory 64GiB --memory-share 1 --weight-type bf16,int4 "
+      "--context 1024 --batch 4 --kv-type bf16");
+  EXPECT_EQ(plan["kv"]["bytes"], 4u * 1024 * 65536 * 2);
+  EXPECT_EQ(plan["usable_bytes_per_rank"], std::uint64_t{64} << 30);
+  ASSERT_EQ(plan["by_weight_type"].size(), 2u);
+  EXPECT_EQ(plan["by_weight_type"][0]["weights"]["bytes"], 93'408'215'040);
+  EXPECT_EQ(plan["by_weight_type"][0]["ranks"].size(), 3u);
+  EXPECT_EQ(plan["by_weight_type"][0]["fits"], true);
+  EXPECT_EQ(plan["by_weight_type"][1]["smallest_workers"], 0);
+  EXPECT_EQ(plan["assumptions"]["int4_group"], 32);
+  EXPECT_THAT(Run("memory mixtral-8x7b --workers 2 --weight-type int4").out, HasSubstr("1…2 each a worker"));
+}
+
+TEST_F(PlanProgram, TakesThisMachineAndTheModelsContextUnlessTold) {
+  const json plan = Json("memory gpt2");
+  EXPECT_EQ(plan["assumptions"]["device"], "this machine");
+  EXPECT_EQ(plan["assumptions"]["context"], 1024);
+  EXPECT_EQ(plan["by_weight_type"].size(), 5u);
+  EXPECT_EQ(Json("memory mixtral-8x7b")["assumptions"]["context"], 4096);
+}
+
+TEST_F(PlanProgram, EstimatesCost) {
+  const json cost =
+      Json("cost mixtral-8x7b --bandwidth 1TB/s --flops 100T --batch 1,16 --price-per-hour 2 --watts 300");
+  ASSERT_EQ(cost["batches"].size(), 2u);
+  EXPECT_EQ(cost["batches"][0]["bound"], "memory");
+  EXPECT_GT(cost["batches"][1]["tokens_per_s"], cost["batches"][0]["tokens_per_s"]);
+  EXPECT_EQ(cost["assumptions"]["bandwidth"], 1e12);
+  const json preset = Json("cost mixtral-8x7b --device h100-sxm --flops 1T");
+  EXPECT_EQ(preset["assumptions"]["bandwidth"], 3.35e12);
+  EXPECT_EQ(preset["assumptions"]["flops"], 1e12);
+  EXPECT_EQ(preset["assumptions"]["watts"], 700);
+  EXPECT_EQ(preset["assumptions"]["device"], "h100-sxm, changed by flags");
+  EXPECT_THAT(Run("cost mixtral-8x7b --device h100-sxm").out, HasSubstr("data sheet"));
+}
+
+TEST_F(PlanProgram, ComparesModels) {
+  const json table = Json("compare mixtral-8x7b llama-2-70b");
+  EXPECT_EQ(table["models"][0]["total"], 46'702'792'704);
+  EXPECT_EQ(table["models"][1]["active_share"], 1);
+  EXPECT_EQ(table["models"][1]["weight_bytes_read_per_token"].size(), 2u);
+  EXPECT_THAT(Run("compare mixtral-8x7b llama-2-70b").out, HasSubstr("68,976,648,192"));
+}
+
+TEST_F(PlanProgram, TakesFlagsFromFileAndEnvironment) {
+  std::ofstream(folder_ + "/plan.toml") << "[memory]\nbatch = 3\ncontext = 64\n[cost]\ndevice = \"l40s\"\n";
+  const json plan = Json("memory mixtral-8x7b --config plan.toml --context 128", "MOE_MAX_STEP_TOKENS=7");
+  EXPECT_EQ(plan["assumptions"]["batch"], 3);
+  EXPECT_EQ(plan["assumptions"]["context"], 128);  // the command line wins
+  EXPECT_EQ(plan["assumptions"]["max_step_tokens"], 7);
+  EXPECT_EQ(Json("cost mixtral-8x7b --config plan.toml")["assumptions"]["device"], "l40s");
+  EXPECT_EQ(Json("params", "MOE_MODEL=gpt2")["name"], "gpt2");
+}
+
+TEST_F(PlanProgram, BadUsageIsExitCodeTwoAndOneSentence) {
+  std::ofstream(folder_ + "/bad.toml") << "[memory]\nbach = 3\n";
+  std::ofstream(folder_ + "/bad.json") << R"({"model_type": "mixtral", "vocab_size": 9, "hidden_size": -3})";
+  std::ofstream(folder_ + "/huge.json") << R"({"model_type": "mixtral", "vocab_size": 32000, "hidden_size": 1e30})";
+  const std::pair<const char*, const char*> cases[] = {
+      {"", "subcommand"},
+      {"nonsense", "nonsense"},
+      {"params", "a model is missing"},
+      {"params mixtrl-8x7b", "near: mixtral-8x7b"},
+      {"params nowhere/config.json", "nowhere/config.json"},
+      {"params bad.json", "hidden_size"},
+      {"params huge.json", "hidden_size"},
+      {"params mixtral-8x7b gpt2", "gpt2"},
+      {"params mixtral-8x7b --nonsense", "--nonsense"},
+      {"memory", "a model is missing"},
+      {"memory mixtral-8x7b --batch 0", "--batch"},
+      {"memory mixtral-8x7b --batch many", "--batch"},
+      {"memory mixtral-8x7b --context -1", "--context"},
+      {"memory mixtral-8x7b --device-memory abc", "--device-memory: \"abc\""},
+      {"memory mixtral-8x7b --device-memory 80GB --device h100-sxm", "exclude each other"},
+      {"memory mixtral-8x7b --device h9", "\"h9\""},
+      {"memory mixtral-8x7b --memory-share 0", "memory_share 0"},
+      {"memory mixtral-8x7b --weight-type int3", "\"int3\""},
+      {"memory mixtral-8x7b --kv-type int8", "int8"},
+      {"memory mixtral-8x7b --int8-scale-bytes 3", "--int8-scale-bytes"},
+      {"memory mixtral-8x7b --placement nowhere.json", "nowhere.json"},
+      {"memory mixtral-8x7b --redundant-experts 1", "redundant experts 1"},
+      {"memory mixtral-8x7b --context 1000000000000 --batch 1000000", "63 bits"},
+      {"memory mixtral-8x7b --config bad.toml", "bach"},
+      {"memory mixtral-8x7b --config nowhere.toml", "nowhere.toml"},
+      {"cost mixtral-8x7b", "--bandwidth and --flops"},
+      {"cost mixtral-8x7b --bandwidth 1TB/s", "--bandwidth and --flops"},
+      {"cost mixtral-8x7b --bandwidth 1TB/s --flops fast", "--flops: \"fast\""},
+      {"cost mixtral-8x7b --device h100-sxm --batch 1,0", "--batch"},
+      {"cost mixtral-8x7b --device h100-sxm --efficiency 0", "efficiency 0"},
+      {"cost mixtral-8x7b --device h100-sxm --devices 2 --workers 2", "exclude each other"},
+      {"cost mixtral-8x7b --device h100-sxm --network 1GB/s", "--workers"},
+      {"compare", "models are missing"},
+      {"compare gpt2 gpt5", "gpt5"},
+  };
+  for (const auto& [arguments, expected] : cases) {
+    const Outcome run = Run(arguments);
+    EXPECT_EQ(run.exit_code, 2) << arguments << ": " << run.err;
+    EXPECT_EQ(run.out, "") << arguments;
+    EXPECT_THAT(run.err, HasSubstr(expected)) << arguments;
+    EXPECT_THAT(run.err, testing::StartsWith("moe_plan: ")) << arguments;
+    EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;
+  }
+}
+
+TEST_F(PlanProgram, AFullDiskIsExitCodeOne) {
+  const std::string command =
+      Cat("'", MOE_BINARY_DIR, "/bin/moe_plan' params --list > /dev/full 2> '", folder_, "/err'");
+  const int status = std::system(command.c_str());
+  EXPECT_EQ(WEXITSTATUS(status), 1);
+  EXPECT_THAT(Read("err"), HasSubstr("could not be written"));
+}
+
+}  // namespace
+}  // namespace moe
