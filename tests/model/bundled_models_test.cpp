@@ -13,7 +13,8 @@ namespace {
 
 class BundledModel : public ::testing::TestWithParam<std::string> {
  protected:
-  BundledModel() : golden_(ReadBundledGolden(folder())), model_(folder(), {.max_step_tokens = 512}) {}
+  BundledModel()
+      : golden_(ReadBundledGolden(folder())), model_(folder(), {.max_positions = 1024, .max_step_tokens = 512}) {}
 
   static std::filesystem::path folder() { return InRepository("models/eight-languages-" + GetParam()); }
 

@@ -1,74 +1,22 @@
-// A whole forward pass against the goldens of an independent implementation, and its bits against itself.
+// Invariant 1 inside one process: a row's bits depend on the tokens before it and on nothing else.
 #include "model/decoder.h"
 
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <memory>
-#include <set>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "tests/kernels/kernel_cases.h"
-#include "tests/model/model_files.h"
-#include "tests/reference/golden.h"
-#include "tests/reference/local_model.h"
+#include "tests/model/golden_case.h"
 
 namespace moe {
 namespace {
 
-using Case = std::tuple<std::string, const Kernels*>;
-
-/// One golden case computed with one implementation of the kernels.
-class DecoderCase : public ::testing::TestWithParam<Case> {
- protected:
-  DecoderCase() : golden_(ReadGolden(folder())) {}
-
-  std::filesystem::path folder() const { return InRepository("tests/goldens") / std::get<0>(GetParam()); }
-  LocalModel Make(int threads = 1) const {
-    return {folder(), {.kernels = std::get<1>(GetParam()), .threads = threads, .max_step_tokens = 128}};
-  }
-
-  const Golden golden_;
-};
-
-std::vector<const Kernels*> AllKernels() {
-  std::vector<const Kernels*> all = AvailableSimdKernels();
-  all.push_back(&ReferenceKernels());
-  return all;
-}
-
-class SparseDecoderCase : public DecoderCase {};
-
-std::string CaseName(const ::testing::TestParamInfo<Case>& info) {
-  return std::get<0>(info.param) + "_" + std::string(std::get<1>(info.param)->name());
-}
-
-INSTANTIATE_TEST_SUITE_P(Goldens, DecoderCase,
-                         ::testing::Combine(::testing::Values("mixtral", "mixtral_bf16", "llama", "llama3_rope",
-                                                              "mistral"),
-                                            ::testing::ValuesIn(AllKernels())),
-                         CaseName);
-INSTANTIATE_TEST_SUITE_P(Goldens, SparseDecoderCase,
-                         ::testing::Combine(::testing::Values("mixtral", "mixtral_bf16"),
-                                            ::testing::ValuesIn(AllKernels())),
-                         CaseName);
-
-void ExpectNear(std::span<const float> actual, std::span<const float> expected, double tolerance) {
-  ASSERT_EQ(actual.size(), expected.size());
-  double worst = 0;
-  for (std::size_t i = 0; i < actual.size(); ++i) {
-    const double difference = std::abs(static_cast<double>(actual[i]) - expected[i]);
-    worst = difference <= worst ? worst : difference;  // NaN too
-  }
-  EXPECT_LE(worst, tolerance);
-}
-
 /// Everything that two passes over the same rows computed, as bits.
 void ExpectSameTrace(const StepTrace& actual, const StepTrace& expected) {
   EXPECT_TRUE(SameBits(actual.logits, expected.logits));
+  EXPECT_TRUE(SameBits(actual.final_norm, expected.final_norm));
   ASSERT_EQ(actual.hidden.size(), expected.hidden.size());
   for (std::size_t i = 0; i < actual.hidden.size(); ++i)
     EXPECT_TRUE(SameBits(actual.hidden[i], expected.hidden[i])) << "after layer " << i;
@@ -92,86 +40,107 @@ StepTrace RowsOf(const StepTrace& trace, std::size_t rows, std::size_t begin, st
   return part;
 }
 
-TEST_P(DecoderCase, LogitsAreTheGoldensAtEveryPosition) {
+class DecoderBits : public GoldenCase {
+ protected:
+  /// The tokens of the decoder: the prompt, or what it says about the prompt.
+  std::vector<std::uint32_t> Tokens(const LocalModel& model, std::size_t prompt) const {
+    if (!model.config().has_encoder()) return golden_.prompts[prompt].ids;
+    std::vector<std::uint32_t> tokens = {model.config().decoder_start_token.value()};
+    const std::vector<std::uint32_t>& greedy = golden_.prompts[prompt].greedy;
+    tokens.insert(tokens.end(), greedy.begin(), greedy.end() - 1);
+    return tokens;
+  }
+
+  /// A new sequence of that prompt, of which no token of the decoder has been computed.
+  LocalModel::Sequence Begin(LocalModel& model, std::size_t prompt) const {
+    LocalModel::Sequence sequence;
+    if (model.config().has_encoder()) model.Encode(sequence, golden_.prompts[prompt].ids);
+    return sequence;
+  }
+
+  /// The most tokens of a sequence whose result does not depend on how they are cut into steps: an expert's capacity
+  /// counts in each call.
+  static std::size_t MaxChunk(const LocalModel& model) {
+    std::size_t chunk = 128;
+    for (const LayerSpec& layer : model.config().layers) {
+      if (layer.moe && layer.moe->gate.capacity > 0)
+        chunk = std::min(chunk, static_cast<std::size_t>(layer.moe->gate.capacity));
+    }
+    return chunk;
+  }
+
+  StepTrace Whole(LocalModel& model, std::size_t prompt) const {
+    LocalModel::Sequence sequence = Begin(model, prompt);
+    const StepTrace trace = model.Prefill(sequence, Tokens(model, prompt), MaxChunk(model));
+    model.Release(sequence);
+    return trace;
+  }
+};
+
+auto Cases(const std::vector<std::string>& names) {
+  return ::testing::Combine(::testing::ValuesIn(names), ::testing::Values(&SimdKernels()));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, DecoderBits, Cases(GoldenNames()), CaseName);
+
+class PromptBits : public DecoderBits {};
+INSTANTIATE_TEST_SUITE_P(All, PromptBits, Cases(GoldensOf(false)), CaseName);
+
+class EncoderBits : public DecoderBits {};
+INSTANTIATE_TEST_SUITE_P(All, EncoderBits, Cases(GoldensOf(true)), CaseName);
+
+TEST_P(DecoderBits, ChunkedPrefillHasTheBitsOfWholePrefill) {
+  LocalModel model = Make();
+  for (const std::size_t prompt : Counts{0, golden_.prompts.size() - 1}) {
+    const StepTrace expected = Whole(model, prompt);
+    for (const std::size_t chunk : Counts{1, 2, 3, 7, 33}) {
+      if (chunk > MaxChunk(model)) continue;
+      LocalModel::Sequence sequence = Begin(model, prompt);
+      ExpectSameTrace(model.Prefill(sequence, Tokens(model, prompt), chunk), expected);
+      model.Release(sequence);
+    }
+  }
+}
+
+TEST_P(PromptBits, DecodingHasTheBitsOfPrefill) {
   LocalModel model = Make();
   const auto vocab = static_cast<std::size_t>(model.config().vocab_size);
-  for (std::size_t i = 0; i < golden_.prompts.size(); ++i) {
+  for (const GoldenPrompt& prompt : golden_.prompts) {
+    const LocalModel::Continuation decoded = model.Continue(prompt.ids, prompt.greedy.size());
+    std::vector<std::uint32_t> ids = prompt.ids;
+    ids.insert(ids.end(), decoded.tokens.begin(), decoded.tokens.end() - 1);
     LocalModel::Sequence sequence;
-    const GoldenPrompt& prompt = golden_.prompts[i];
-    const StepTrace trace = model.Step(sequence, prompt.ids);
-    ExpectNear(std::span(trace.logits).last(vocab), golden_.tensor(Cat("prompt", i, ".logits")).floats,
-               golden_.logit_tolerance);
-    ASSERT_EQ(prompt.argmax.size(), prompt.ids.size());
-    for (std::size_t row = 0; row < prompt.ids.size(); ++row)
-      EXPECT_EQ(ArgMax(std::span(trace.logits).subspan(row * vocab, vocab)), prompt.argmax[row]);
-    if (i == 0) ExpectNear(trace.logits, golden_.tensor("prompt0.all_logits").floats, golden_.logit_tolerance);
+    const StepTrace whole = model.Step(sequence, ids);
+    for (std::size_t i = 0; i < decoded.logits.size(); ++i) {
+      const std::size_t row = prompt.ids.size() - 1 + i;
+      EXPECT_TRUE(SameBits(decoded.logits[i], std::span(whole.logits).subspan(row * vocab, vocab))) << "token " << i;
+    }
+    model.Release(sequence);
   }
 }
 
-TEST_P(DecoderCase, TheResidualStreamIsTheGoldensAfterEveryLayer) {
+TEST_P(DecoderBits, SequencesOfOneStepHaveTheBitsTheyHaveAlone) {
   LocalModel model = Make();
-  LocalModel::Sequence sequence;
-  const StepTrace trace = model.Step(sequence, golden_.prompts[0].ids);
-  const auto hidden = static_cast<std::size_t>(model.config().hidden);
-  const std::vector<float>& expected = golden_.tensor("prompt0.hidden").floats;  // (layers + 1, hidden), last token
-  ASSERT_EQ(expected.size(), trace.hidden.size() * hidden);
-  for (std::size_t i = 0; i < trace.hidden.size(); ++i)
-    ExpectNear(std::span(trace.hidden[i]).last(hidden), std::span(expected).subspan(i * hidden, hidden),
-               golden_.hidden_tolerance);
-  ExpectNear(std::span(trace.final_norm).last(hidden), golden_.tensor("prompt0.final_norm").floats,
-             golden_.hidden_tolerance);
-}
-
-TEST_P(SparseDecoderCase, ExpertsAndTheirWeightsAreTheGoldens) {
-  LocalModel model = Make();
-  ASSERT_FALSE(model.config().sparse_layers().empty());
-  LocalModel::Sequence sequence;
-  const StepTrace trace = model.Step(sequence, golden_.prompts[0].ids);
-  for (const int layer : model.config().sparse_layers()) {
-    const StepTrace::Routes& routes = trace.routes[static_cast<std::size_t>(layer)];
-    EXPECT_EQ(routes.ids, golden_.tensor(Cat("prompt0.router.", layer, ".ids")).ints);
-    ExpectNear(routes.weights, golden_.tensor(Cat("prompt0.router.", layer, ".weights")).floats, 1e-5);
-  }
-}
-
-TEST_P(DecoderCase, GreedyContinuationsAreTheGoldens) {
-  LocalModel model = Make();
-  for (const GoldenPrompt& prompt : golden_.prompts)
-    EXPECT_EQ(model.Greedy(prompt.ids, prompt.greedy.size()), prompt.greedy);
-}
-
-// Invariant 1: a row's bits depend on the tokens before it and on nothing else.
-
-TEST_P(DecoderCase, ChunkedPrefillHasTheBitsOfWholePrefill) {
-  LocalModel model = Make();
-  const std::vector<std::uint32_t>& ids = golden_.prompts.back().ids;
-  ASSERT_GT(ids.size(), kPageTokens) << "must cross a page";
-  LocalModel::Sequence whole;
-  const StepTrace expected = model.Step(whole, ids);
-  for (const std::size_t chunk : Counts{1, 3, 7, 33}) {
-    LocalModel::Sequence sequence;
-    ExpectSameTrace(model.Prefill(sequence, ids, chunk), expected);
-  }
-}
-
-TEST_P(DecoderCase, SequencesOfOneStepHaveTheBitsTheyHaveAlone) {
-  LocalModel model = Make();
-  std::vector<LocalModel::Sequence> sequences(golden_.prompts.size());
-  // Each sequence enters the step with as many tokens in the cache as its index, the rest are the step's rows.
+  const std::size_t prompts = golden_.prompts.size();
+  std::vector<std::vector<std::uint32_t>> tokens;
+  for (std::size_t i = 0; i < prompts; ++i) tokens.push_back(Tokens(model, i));
+  std::vector<LocalModel::Sequence> sequences(prompts);
+  // Each sequence enters the step with as many tokens in the cache as its index, the rest are the step's rows, as many
+  // as no capacity binds.
   std::vector<LocalModel::Part> parts;
   std::vector<StepTrace> alone;
   std::size_t rows = 0;
-  for (std::size_t i = 0; i < sequences.size(); ++i) {
-    const std::span<const std::uint32_t> ids = golden_.prompts[i].ids;
+  for (std::size_t i = 0; i < prompts; ++i) {
+    const std::span<const std::uint32_t> ids = tokens[i];
     const std::size_t before = std::min(i, ids.size() - 1);
-    LocalModel::Sequence single;
-    const StepTrace trace = model.Step(single, ids);
-    alone.push_back(RowsOf(trace, ids.size(), before, ids.size()));
-    if (before > 0) model.Step(sequences[i], ids.first(before));
-    parts.push_back({&sequences[i], ids.subspan(before)});
-    rows += ids.size() - before;
+    const std::size_t count = std::min(ids.size() - before, MaxChunk(model));
+    alone.push_back(RowsOf(Whole(model, i), ids.size(), before, before + count));
+    sequences[i] = Begin(model, i);
+    if (before > 0) model.Prefill(sequences[i], ids.first(before), MaxChunk(model));
+    parts.push_back({&sequences[i], ids.subspan(before, count)});
+    rows += count;
   }
-  std::reverse(parts.begin(), parts.end());
+  std::ranges::reverse(parts);
   const StepTrace together = model.Step(parts);
   std::size_t row = 0;
   for (std::size_t p = 0; p < parts.size(); ++p) {
@@ -181,42 +150,77 @@ TEST_P(DecoderCase, SequencesOfOneStepHaveTheBitsTheyHaveAlone) {
   }
 }
 
-TEST_P(DecoderCase, ReusedPagesLeaveNoTrace) {
+TEST_P(EncoderBits, SourcesOfOneStepHaveTheBitsTheyHaveAlone) {
   LocalModel model = Make();
-  LocalModel::Sequence first;
-  const StepTrace expected = model.Step(first, golden_.prompts[0].ids);
-  model.Release(first);
-  LocalModel::Sequence other;
-  model.Step(other, golden_.prompts.back().ids);
-  model.Release(other);
-  LocalModel::Sequence again;
-  ExpectSameTrace(model.Step(again, golden_.prompts[0].ids), expected);
-}
-
-TEST_P(DecoderCase, ThreadsDoNotChangeTheBits) {
-  LocalModel one = Make(1);
-  LocalModel four = Make(4);
-  // All prompts twice over in one step: enough work to be shared out.
-  std::vector<LocalModel::Sequence> sequences(4);
+  std::vector<LocalModel::Sequence> sequences(golden_.prompts.size());
   std::vector<LocalModel::Part> parts;
-  for (std::size_t i = 0; i < 2; ++i) parts.push_back({&sequences[i], golden_.prompts[4].ids});
-  const StepTrace expected = one.Step(parts);
-  for (std::size_t i = 0; i < 2; ++i) parts[i].sequence = &sequences[2 + i];
-  ExpectSameTrace(four.Step(parts), expected);
+  std::size_t rows = 0;
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    parts.push_back({&sequences[i], golden_.prompts[i].ids});
+    rows += golden_.prompts[i].ids.size();
+  }
+  std::ranges::reverse(parts);
+  const StepTrace together = model.Encode(parts);
+  std::size_t row = 0;
+  for (const LocalModel::Part& part : parts) {
+    LocalModel::Sequence single;
+    const std::size_t count = part.tokens.size();
+    ExpectSameTrace(RowsOf(together, rows, row, row + count), model.Encode(single, part.tokens));
+    row += count;
+    // And what the decoder reads of it.
+    const std::uint32_t start = model.config().decoder_start_token.value();
+    ExpectSameTrace(model.Step(*part.sequence, {&start, 1}), model.Step(single, {&start, 1}));
+    model.Release(single);
+  }
 }
 
-TEST(Decoder, InstructionSetsGiveTheSameBits) {
-  for (const std::string name : {"mixtral", "mixtral_bf16", "llama", "llama3_rope", "mistral"}) {
-    const std::filesystem::path folder = InRepository("tests/goldens") / name;
-    const Golden golden = ReadGolden(folder);
-    std::vector<StepTrace> traces;
-    for (const Kernels* kernels : AvailableSimdKernels()) {
-      LocalModel model(folder, {.kernels = kernels});
-      LocalModel::Sequence sequence;
-      traces.push_back(model.Step(sequence, golden.prompts.back().ids));
+TEST_P(DecoderBits, ReusedPagesLeaveNoTrace) {
+  LocalModel model = Make();
+  const StepTrace expected = Whole(model, 0);
+  (void)Whole(model, golden_.prompts.size() - 1);
+  ExpectSameTrace(Whole(model, 0), expected);
+}
+
+TEST_P(DecoderBits, ThreadsDoNotChangeTheBits) {
+  std::vector<StepTrace> traces;
+  for (const int threads : {1, 2, 4}) {
+    LocalModel model = Make(threads);
+    // The longest prompt twice over in one step: enough work to be shared out.
+    const std::size_t last = golden_.prompts.size() - 1;
+    const std::vector<std::uint32_t> tokens = Tokens(model, last);
+    std::vector<LocalModel::Sequence> sequences(2);
+    std::vector<LocalModel::Part> parts;
+    if (model.config().has_encoder()) {
+      for (LocalModel::Sequence& sequence : sequences) parts.push_back({&sequence, golden_.prompts[last].ids});
+      traces.push_back(model.Encode(parts));
+      parts.clear();
     }
-    for (const StepTrace& trace : traces) ExpectSameTrace(trace, traces.front());
+    for (LocalModel::Sequence& sequence : sequences) parts.push_back({&sequence, tokens});
+    traces.push_back(model.Step(parts));
   }
+  const std::size_t stacks = traces.size() / 3;
+  for (std::size_t i = stacks; i < traces.size(); ++i) ExpectSameTrace(traces[i], traces[i % stacks]);
+}
+
+class InstructionSets : public ::testing::TestWithParam<std::string> {};
+INSTANTIATE_TEST_SUITE_P(All, InstructionSets, ::testing::ValuesIn(GoldenNames()),
+                         [](const auto& test) { return test.param; });
+
+TEST_P(InstructionSets, GiveTheSameBits) {
+  const std::filesystem::path folder = InRepository("tests/goldens") / GetParam();
+  const std::vector<std::uint32_t> ids = ReadGolden(folder).prompts.back().ids;
+  std::vector<StepTrace> traces;
+  std::size_t stacks = 1;
+  for (const Kernels* kernels : AvailableSimdKernels()) {
+    LocalModel model(folder, {.kernels = kernels});
+    LocalModel::Sequence sequence;
+    if (model.config().has_encoder()) {
+      stacks = 2;
+      traces.push_back(model.Encode(sequence, ids));
+    }
+    traces.push_back(model.Step(sequence, ids));
+  }
+  for (std::size_t i = stacks; i < traces.size(); ++i) ExpectSameTrace(traces[i], traces[i % stacks]);
 }
 
 }  // namespace

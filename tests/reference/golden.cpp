@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -45,6 +46,16 @@ std::vector<std::uint32_t> TokenIds(const JsonValue& object, std::string_view ke
   return ids;
 }
 
+GoldenPrompt ReadPrompt(const JsonValue& object) {
+  GoldenPrompt prompt{.ids = TokenIds(object, "ids"), .greedy = TokenIds(object, "greedy")};
+  if (object.Find("argmax") != nullptr) prompt.argmax = TokenIds(object, "argmax");
+  if (const JsonValue* dropped = object.Find("dropped_encoder_tokens")) {
+    for (const JsonValue::Member& layer : *dropped->AsObject())
+      prompt.dropped.emplace(std::stoi(layer.key), TokenIds(*dropped, layer.key));
+  }
+  return prompt;
+}
+
 double Tolerance(double noise) { return std::max(kNoises * noise, kLeastTolerance); }
 
 std::map<std::string, GoldenTensor> ReadTensors(const std::filesystem::path& path) {
@@ -81,10 +92,9 @@ Golden ReadGolden(const std::filesystem::path& folder) {
   const JsonValue json = Must(ReadJsonFile(folder / "golden.json", kMaxGoldenBytes));
   Golden golden{.logit_tolerance = Tolerance(Number(json, "fp32_noise")),
                 .hidden_tolerance = Tolerance(Number(json, "fp32_noise_hidden")),
+                .num_parameters = Member(json, "num_parameters").AsUnsigned().value(),
                 .tensors = ReadTensors(folder / "golden.safetensors")};
-  for (const JsonValue& prompt : List(json, "prompts"))
-    golden.prompts.push_back(
-        {.ids = TokenIds(prompt, "ids"), .argmax = TokenIds(prompt, "argmax"), .greedy = TokenIds(prompt, "greedy")});
+  for (const JsonValue& prompt : List(json, "prompts")) golden.prompts.push_back(ReadPrompt(prompt));
   return golden;
 }
 

@@ -20,19 +20,23 @@ struct GoldenTensor {
 
 struct GoldenPrompt {
   std::vector<std::uint32_t> ids;
-  std::vector<std::uint32_t> argmax;  // the greedy choice after each token; empty for bundled models
+  std::vector<std::uint32_t> argmax;  // the greedy choice after each token; empty where ids are an encoder's, and for
+                                      // bundled models
   std::vector<std::uint32_t> greedy;  // the continuation; EOS does not end it
+  std::map<int, std::vector<std::uint32_t>> dropped;  // encoders with a capacity: positions past it, by sparse layer
 };
 
 /// One folder of tests/goldens.
 struct Golden {
   double logit_tolerance = 0;
   double hidden_tolerance = 0;
+  std::uint64_t num_parameters = 0;  // a tied table once
   std::vector<GoldenPrompt> prompts;
   std::map<std::string, GoldenTensor> tensors;
 
   /// Throws when there is none of that name: the case is not what the test believes.
   const GoldenTensor& tensor(const std::string& name) const;
+  bool has_tensor(const std::string& name) const { return tensors.contains(name); }
 };
 
 /// Throws when a file is not as the README says.

@@ -5,7 +5,10 @@
 #include <stdexcept>
 #include <utility>
 
+#include "kernels/panel_bias.h"
 #include "model/checkpoint.h"
+#include "model/mlp_activation.h"
+#include "model/tensor_check.h"
 
 namespace moe {
 namespace {
@@ -23,7 +26,50 @@ std::vector<float> Copy(MatrixView<const float> view) {
   return values;
 }
 
-void Append(const std::vector<float>& from, std::vector<float>& to) { to.insert(to.end(), from.begin(), from.end()); }
+template <typename T>
+void Append(const std::vector<T>& from, std::vector<T>& to) {
+  to.insert(to.end(), from.begin(), from.end());
+}
+
+/// Adds the rows of a later step.
+void Append(const StepTrace& step, StepTrace& whole) {
+  whole.hidden.resize(step.hidden.size());
+  whole.routes.resize(step.routes.size());
+  Append(step.logits, whole.logits);
+  Append(step.final_norm, whole.final_norm);
+  for (std::size_t i = 0; i < step.hidden.size(); ++i) Append(step.hidden[i], whole.hidden[i]);
+  for (std::size_t i = 0; i < step.routes.size(); ++i) {
+    Append(step.routes[i].ids, whole.routes[i].ids);
+    Append(step.routes[i].weights, whole.routes[i].weights);
+  }
+}
+
+/// The rows of a step, and the memory behind its batch.
+struct Rows {
+  std::vector<std::uint32_t> ids;
+  std::vector<std::uint32_t> positions;
+  std::vector<StepBatch::Entry> entries;
+
+  void Add(const LocalModel::Part& part, std::size_t first_position) {
+    entries.push_back({.kv = &part.sequence->kv,
+                       .first_row = ids.size(),
+                       .rows = part.tokens.size(),
+                       .first_position = first_position,
+                       .source_positions = part.sequence->source});
+    ids.insert(ids.end(), part.tokens.begin(), part.tokens.end());
+    for (std::size_t i = 0; i < part.tokens.size(); ++i)
+      positions.push_back(static_cast<std::uint32_t>(first_position + i));
+  }
+  StepBatch batch() const { return {.token_ids = ids, .positions = positions, .entries = entries}; }
+};
+
+/// w x + bias.
+void Multiply(const Kernels& kernels, const PackedMatrix& w, std::span<const float> bias, std::span<const float> x,
+              std::span<float> y) {
+  const MatrixView<float> out(y.data(), 1, y.size());
+  kernels.MatMulPanels({x.data(), 1, x.size()}, w, 0, w.panels(), out);
+  AddPanelBias(kernels, bias, 0, w.panels(), out);
+}
 
 }  // namespace
 
@@ -32,48 +78,75 @@ std::uint32_t ArgMax(std::span<const float> values) {
 }
 
 LocalModel::LocalModel(const std::filesystem::path& folder, const Options& options)
-    : kernels_(*options.kernels), pool_(options.threads), config_(Must(ReadModelConfig(folder))) {
+    : kernels_(*options.kernels), options_(options), pool_(options.threads), config_(Must(ReadModelConfig(folder))) {
   const Checkpoint checkpoint = Must(Checkpoint::Open(folder));
-  DenseWeights weights = Must(LoadDenseWeights(config_, checkpoint, config_.stored_type, pool_));
+  const WeightType type = Must(CheckTensors(config_, checkpoint)).exact_type;
+  DenseWeights weights = Must(LoadDenseWeights(config_, checkpoint, type, pool_));
+  const KvPlan plan = PlanKv(config_, {.tokens = options.max_sequences * PagesFor(options.max_positions) * kPageTokens,
+                                       .max_sequences = options.max_sequences,
+                                       .max_step_tokens = options.max_step_tokens,
+                                       .max_chunk = options.max_step_tokens});
   backend_ = MakeCpuDenseBackend(config_, std::move(weights), kernels_, pool_,
-                                 {.kv_pages = options.kv_pages, .max_step_tokens = options.max_step_tokens});
+                                 {.kv = plan, .max_step_tokens = options.max_step_tokens});
   decoder_.emplace(config_, *backend_, options.max_step_tokens, options.max_step_tokens);
   final_norm_ = backend_->Allocate(options.max_step_tokens, static_cast<std::size_t>(config_.hidden));
   experts_.resize(config_.layers.size());
   for (const int layer : config_.sparse_layers()) {
     for (int expert = 0; expert < config_.num_experts(); ++expert)
       experts_[static_cast<std::size_t>(layer)].push_back(
-          Must(LoadExpertWeights(config_, checkpoint, layer, expert, config_.stored_type)));
+          Must(LoadExpertWeights(config_, checkpoint, layer, expert, type)));
   }
 }
 
+void LocalModel::Reserve(const KvDemand& demand, Sequence& sequence) {
+  sequence.kv = KvCache::MakePages(config_, demand);
+  if (!backend_->cache().Reserve(demand, sequence.kv)) throw std::runtime_error("more sequences than max_sequences");
+}
+
+StepTrace LocalModel::Encode(std::span<const Part> sources) {
+  Rows rows;
+  for (const Part& part : sources) {
+    Sequence& sequence = *part.sequence;
+    Reserve({.tokens = options_.max_positions, .source = part.tokens.size()}, sequence);
+    sequence.source = part.tokens.size();
+    backend_->cache().ExtendSource(sequence.source, sequence.kv);
+    rows.Add(part, 0);
+  }
+  const StepBatch batch = rows.batch();
+  const StepTrace trace = RunStack(config_.stacks().front(), batch);
+  for (const Part& part : sources) backend_->cache().ReleaseTransient(part.sequence->kv);
+  return trace;
+}
+
 StepTrace LocalModel::Step(std::span<const Part> parts) {
-  std::vector<std::uint32_t> ids;
-  std::vector<std::uint32_t> positions;
-  std::vector<StepBatch::Entry> entries;
+  Rows rows;
   for (const Part& part : parts) {
     Sequence& sequence = *part.sequence;
     const std::size_t end = sequence.length + part.tokens.size();
-    while (sequence.pages.size() < KvCache::PagesFor(end)) sequence.pages.push_back(backend_->cache().Allocate());
-    entries.push_back({.pages = sequence.pages,
-                       .first_row = ids.size(),
-                       .rows = part.tokens.size(),
-                       .first_position = sequence.length});
-    ids.insert(ids.end(), part.tokens.begin(), part.tokens.end());
-    for (; sequence.length < end; ++sequence.length) positions.push_back(static_cast<std::uint32_t>(sequence.length));
+    if (end > options_.max_positions) throw std::runtime_error("a sequence longer than max_positions");
+    if (sequence.kv.groups.empty()) Reserve({.tokens = options_.max_positions}, sequence);
+    backend_->cache().ExtendTokens(sequence.length, end, sequence.kv);
+    rows.Add(part, sequence.length);
+    sequence.length = end;
   }
-  const StepBatch batch{.token_ids = ids, .positions = positions, .entries = entries};
+  const StepBatch batch = rows.batch();
+  StepTrace trace = RunStack(config_.stacks().back(), batch);
+  std::vector<std::uint32_t> all(rows.ids.size());
+  std::iota(all.begin(), all.end(), 0u);
+  trace.logits = Copy(decoder_->Logits(all));
+  return trace;
+}
 
+StepTrace LocalModel::RunStack(const StackSpec& stack, const StepBatch& batch) {
+  const std::size_t rows = batch.token_ids.size();
   StepTrace trace;
   decoder_->Begin(batch);
   trace.hidden.push_back(Copy(decoder_->residual().view));
-  for (std::size_t layer = 0; layer < config_.layers.size(); ++layer) Layer(layer, ids.size(), trace);
-  const Tensor normed = final_norm_.Rows(0, ids.size());
-  backend_->Norm(NormRole::kFinal, 0, decoder_->residual(), normed);
+  for (std::size_t i = 0; i < stack.num_layers; ++i) Layer(stack.first_layer + i, rows, trace);
+  const Tensor normed = final_norm_.Rows(0, rows);
+  backend_->Norm(stack.encoder ? NormRole::kEncoder : NormRole::kFinal, 0, decoder_->residual(), normed);
   trace.final_norm = Copy(normed.view);
-  std::vector<std::uint32_t> rows(ids.size());
-  std::iota(rows.begin(), rows.end(), 0u);
-  trace.logits = Copy(decoder_->Logits(rows));
+  decoder_->EndStack(stack);
   return trace;
 }
 
@@ -81,73 +154,77 @@ void LocalModel::Layer(std::size_t layer, std::size_t rows, StepTrace& trace) {
   decoder_->AttentionBlock(layer);
   const Tensor in = decoder_->FfnInput(layer);
   StepTrace::Routes& routes = trace.routes.emplace_back();
-  if (config_.layers[layer].moe.has_value()) {
+  if (config_.layers[layer].moe) {
     const auto k = static_cast<std::size_t>(config_.experts_per_token());
     routes.ids.resize(rows * k);
     routes.weights.resize(rows * k);
     decoder_->Route(layer, {routes.ids.data(), rows, k}, {routes.weights.data(), rows, k});
     AddExperts(layer, in.view, routes);
   } else {
-    decoder_->DenseMlp(layer);
+    decoder_->DenseFfn(layer);
   }
   trace.hidden.push_back(Copy(decoder_->residual().view));
 }
 
 void LocalModel::AddExperts(std::size_t layer, MatrixView<const float> in, const StepTrace::Routes& routes) {
-  const std::size_t hidden = in.cols();
+  const bool scales_input = config_.layers[layer].moe->gate.scales_input;
+  const MatrixView<const float> shared = decoder_->SharedExperts(layer).view;
   const std::size_t k = routes.ids.size() / in.rows();
-  std::vector<float> sum(hidden);
-  std::vector<float> out(hidden);
+  std::vector<float> sum(in.cols());
+  std::vector<float> out(in.cols());
   for (std::size_t row = 0; row < in.rows(); ++row) {
-    std::fill(sum.begin(), sum.end(), 0.0f);
+    std::ranges::fill(sum, 0.0f);
     for (std::size_t j = 0; j < k; ++j) {
-      const MlpWeights& expert = experts_[layer][static_cast<std::size_t>(routes.ids[row * k + j])];
-      std::vector<float> gate_up(expert.gate_up.rows());
-      kernels_.MatMulPanels(in.Rows(row, 1), expert.gate_up, 0, expert.gate_up.panels(),
-                            {gate_up.data(), 1, gate_up.size()});
-      const std::size_t intermediate = gate_up.size() / 2;
-      kernels_.SiluMul(std::span(gate_up).first(intermediate), std::span(gate_up).subspan(intermediate));
-      kernels_.MatMulPanels({gate_up.data(), 1, intermediate}, expert.down, 0, expert.down.panels(),
-                            {out.data(), 1, hidden});
-      kernels_.AddScaled(routes.weights[row * k + j], out, sum);
+      const float weight = routes.weights[row * k + j];
+      if (weight == 0) continue;
+      std::vector<float> x(in.row(row).begin(), in.row(row).end());
+      if (scales_input)
+        for (float& value : x) value *= weight;
+      RunExpert(layer, static_cast<std::size_t>(routes.ids[row * k + j]), x, out);
+      kernels_.AddScaled(scales_input ? 1 : weight, out, sum);
     }
-    kernels_.Add(sum, decoder_->residual().view.row(row));
+    if (shared.rows() > 0) kernels_.Add(shared.row(row), sum);
+    kernels_.AddScaled(config_.residual_scale, sum, decoder_->residual().view.row(row));
   }
+}
+
+void LocalModel::RunExpert(std::size_t layer, std::size_t expert, std::span<const float> in, std::span<float> out) {
+  const MlpWeights& weights = experts_[layer][expert];
+  const MlpSpec& mlp = config_.layers[layer].moe->expert;
+  std::vector<float> inner(weights.gate_up.rows());
+  Multiply(kernels_, weights.gate_up, weights.gate_up_bias, in, inner);
+  Activate(mlp, kernels_, inner);
+  Multiply(kernels_, weights.down, weights.down_bias, std::span(inner).first(weights.down.cols()), out);
 }
 
 StepTrace LocalModel::Prefill(Sequence& sequence, std::span<const std::uint32_t> tokens, std::size_t chunk) {
   StepTrace whole;
-  for (std::size_t begin = 0; begin < tokens.size(); begin += chunk) {
-    const StepTrace step = Step(sequence, tokens.subspan(begin, std::min(chunk, tokens.size() - begin)));
-    whole.hidden.resize(step.hidden.size());
-    whole.routes.resize(step.routes.size());
-    Append(step.logits, whole.logits);
-    Append(step.final_norm, whole.final_norm);
-    for (std::size_t i = 0; i < step.hidden.size(); ++i) Append(step.hidden[i], whole.hidden[i]);
-    for (std::size_t i = 0; i < step.routes.size(); ++i) {
-      Append(step.routes[i].weights, whole.routes[i].weights);
-      whole.routes[i].ids.insert(whole.routes[i].ids.end(), step.routes[i].ids.begin(), step.routes[i].ids.end());
-    }
-  }
+  for (std::size_t begin = 0; begin < tokens.size(); begin += chunk)
+    Append(Step(sequence, tokens.subspan(begin, std::min(chunk, tokens.size() - begin))), whole);
   return whole;
 }
 
-std::vector<std::uint32_t> LocalModel::Greedy(std::span<const std::uint32_t> prompt, std::size_t count) {
+LocalModel::Continuation LocalModel::Continue(std::span<const std::uint32_t> prompt, std::size_t count) {
   Sequence sequence;
   const auto vocab = static_cast<std::size_t>(config_.vocab_size);
-  std::vector<std::uint32_t> chosen;
   std::vector<std::uint32_t> next(prompt.begin(), prompt.end());
-  while (chosen.size() < count) {
+  if (config_.has_encoder()) {
+    Encode(sequence, prompt);
+    next = {config_.decoder_start_token.value()};
+  }
+  Continuation continuation;
+  while (continuation.tokens.size() < count) {
     const StepTrace step = Step(sequence, next);
-    next = {ArgMax(std::span(step.logits).last(vocab))};
-    chosen.push_back(next[0]);
+    continuation.logits.emplace_back(step.logits.end() - static_cast<std::ptrdiff_t>(vocab), step.logits.end());
+    next = {ArgMax(continuation.logits.back())};
+    continuation.tokens.push_back(next[0]);
   }
   Release(sequence);
-  return chosen;
+  return continuation;
 }
 
 void LocalModel::Release(Sequence& sequence) {
-  for (const PageId page : sequence.pages) backend_->cache().Release(page);
+  if (!sequence.kv.groups.empty()) backend_->cache().Release(sequence.kv);
   sequence = {};
 }
 

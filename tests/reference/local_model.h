@@ -18,17 +18,17 @@
 
 namespace moe {
 
-/// What one step computed, of all its rows; every list is row-major.
+/// What one step computed in one stack, of all its rows; every list is row-major.
 struct StepTrace {
   struct Routes {
     std::vector<std::int32_t> ids;  // (rows, experts_per_token)
     std::vector<float> weights;     // (rows, experts_per_token)
   };
 
-  std::vector<float> logits;               // (rows, vocab)
-  std::vector<float> final_norm;           // (rows, hidden)
-  std::vector<std::vector<float>> hidden;  // after the embedding and after each layer: (rows, hidden)
-  std::vector<Routes> routes;              // of each layer; empty for a dense one
+  std::vector<float> logits;               // (rows, vocab); none of an encoder
+  std::vector<float> final_norm;           // (rows, hidden): after the stack's last norm
+  std::vector<std::vector<float>> hidden;  // after the embedding and after each layer of the stack: (rows, hidden)
+  std::vector<Routes> routes;              // of each layer of the stack; empty for a dense one
 };
 
 class LocalModel {
@@ -36,14 +36,16 @@ class LocalModel {
   struct Options {
     const Kernels* kernels = &SimdKernels();
     int threads = 1;
-    std::size_t kv_pages = 64;
+    std::size_t max_sequences = 16;   // that have not been released, at a time
+    std::size_t max_positions = 128;  // of a sequence
     std::size_t max_step_tokens = 64;
   };
 
-  /// The tokens of one sequence that are in the cache, as pages. Belongs to one model.
+  /// The tokens of one sequence that are in the cache. Belongs to one model.
   struct Sequence {
-    std::vector<PageId> pages;
-    std::size_t length = 0;
+    KvPages kv;
+    std::size_t length = 0;  // of the decoder
+    std::size_t source = 0;  // of the encoder
   };
 
   /// New tokens of a sequence.
@@ -52,30 +54,52 @@ class LocalModel {
     std::span<const std::uint32_t> tokens;
   };
 
-  /// Loads the checkpoint as it is stored; throws when it cannot be.
+  /// Loads the checkpoint in the type that holds it exactly; throws when it cannot be.
   LocalModel(const std::filesystem::path& folder, const Options& options);
 
   const ModelConfig& config() const { return config_; }
 
-  /// One step over the parts' tokens, one part after the other; different sequences.
+  /// The encoder over the whole sources of new sequences, one part after the other.
+  StepTrace Encode(std::span<const Part> sources);
+  StepTrace Encode(Sequence& sequence, std::span<const std::uint32_t> source) {
+    const Part part{&sequence, source};
+    return Encode({&part, 1});
+  }
+
+  /// One step of the decoder over the parts' tokens, one part after the other; different sequences, which of an
+  /// encoder–decoder model have been encoded.
   StepTrace Step(std::span<const Part> parts);
   StepTrace Step(Sequence& sequence, std::span<const std::uint32_t> tokens) {
     const Part part{&sequence, tokens};
     return Step({&part, 1});
   }
-  /// The tokens of a new sequence in steps of `chunk`, joined as if it had been one.
+  /// The tokens of a sequence in steps of `chunk`, joined as if it had been one.
   StepTrace Prefill(Sequence& sequence, std::span<const std::uint32_t> tokens, std::size_t chunk);
-  /// The greedy continuation of a new sequence, `count` tokens.
-  std::vector<std::uint32_t> Greedy(std::span<const std::uint32_t> prompt, std::size_t count);
+
+  /// The greedy continuation of a new sequence: its tokens, and the logits that they were chosen from.
+  struct Continuation {
+    std::vector<std::uint32_t> tokens;
+    std::vector<std::vector<float>> logits;  // of each token: (vocab)
+  };
+  /// After `prompt`, or of an encoder–decoder model about the source `prompt`.
+  Continuation Continue(std::span<const std::uint32_t> prompt, std::size_t count);
+  std::vector<std::uint32_t> Greedy(std::span<const std::uint32_t> prompt, std::size_t count) {
+    return Continue(prompt, count).tokens;
+  }
 
   /// Gives the pages back.
   void Release(Sequence& sequence);
 
  private:
+  void Reserve(const KvDemand& demand, Sequence& sequence);
+  StepTrace RunStack(const StackSpec& stack, const StepBatch& batch);
   void Layer(std::size_t layer, std::size_t rows, StepTrace& trace);
   void AddExperts(std::size_t layer, MatrixView<const float> in, const StepTrace::Routes& routes);
+  /// out = expert(in) of one row.
+  void RunExpert(std::size_t layer, std::size_t expert, std::span<const float> in, std::span<float> out);
 
   const Kernels& kernels_;
+  const Options options_;
   ThreadPool pool_;
   ModelConfig config_;
   std::unique_ptr<DenseBackend> backend_;

@@ -1,0 +1,164 @@
+// A whole forward pass against the goldens of an independent implementation, within the tolerances of their README.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/text.h"
+#include "model/decoder.h"
+#include "tests/model/golden_case.h"
+
+namespace moe {
+namespace {
+
+using ::testing::SizeIs;
+
+std::vector<const Kernels*> AllKernels() {
+  std::vector<const Kernels*> all = AvailableSimdKernels();
+  all.push_back(&ReferenceKernels());
+  return all;
+}
+
+auto Cases(const std::vector<std::string>& names) {
+  return ::testing::Combine(::testing::ValuesIn(names), ::testing::ValuesIn(AllKernels()));
+}
+
+class GoldenModel : public GoldenCase {};
+INSTANTIATE_TEST_SUITE_P(All, GoldenModel, Cases(GoldenNames()), CaseName);
+
+class GoldenDecoder : public GoldenCase {};
+INSTANTIATE_TEST_SUITE_P(All, GoldenDecoder, Cases(GoldensOf(false)), CaseName);
+
+class GoldenEncoder : public GoldenCase {};
+INSTANTIATE_TEST_SUITE_P(All, GoldenEncoder, Cases(GoldensOf(true)), CaseName);
+
+TEST(Goldens, AreAllHere) { EXPECT_THAT(GoldenNames(), SizeIs(19)); }
+
+void ExpectNear(std::span<const float> actual, std::span<const float> expected, double tolerance) {
+  ASSERT_EQ(actual.size(), expected.size());
+  double worst = 0;
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    const double difference = std::abs(static_cast<double>(actual[i]) - expected[i]);
+    worst = difference <= worst ? worst : difference;  // NaN too
+  }
+  EXPECT_LE(worst, tolerance);
+}
+
+/// Experts of a token by id, with their weights.
+std::map<std::int32_t, float> ById(std::span<const std::int32_t> ids, std::span<const float> weights) {
+  std::map<std::int32_t, float> chosen;
+  for (std::size_t i = 0; i < ids.size(); ++i) EXPECT_TRUE(chosen.emplace(ids[i], weights[i]).second) << "twice";
+  return chosen;
+}
+
+/// The routes of prompt 0 in the sparse layers of a stack: experts as sets, weights within the README's tolerance.
+void ExpectRoutes(const StepTrace& trace, const ModelConfig& config, const Golden& golden) {
+  std::size_t layers = 0;
+  for (std::size_t layer = 0; layer < trace.routes.size(); ++layer) {
+    const StepTrace::Routes& routes = trace.routes[layer];
+    EXPECT_EQ(routes.ids.empty(), !golden.has_tensor(Cat("prompt0.router.", layer, ".ids"))) << "layer " << layer;
+    if (routes.ids.empty()) continue;
+    ++layers;
+    const GateSpec& gate = config.layers[layer].moe->gate;
+    const auto k = static_cast<std::size_t>(gate.experts_per_token);
+    const std::span<const std::int32_t> ids = golden.tensor(Cat("prompt0.router.", layer, ".ids")).ints;
+    const std::span<const float> weights = golden.tensor(Cat("prompt0.router.", layer, ".weights")).floats;
+    ASSERT_EQ(routes.ids.size(), ids.size());
+    for (std::size_t at = 0; at < ids.size(); at += k) {
+      const auto actual = ById(std::span(routes.ids).subspan(at, k), std::span(routes.weights).subspan(at, k));
+      for (const auto& [id, weight] : ById(ids.subspan(at, k), weights.subspan(at, k))) {
+        ASSERT_TRUE(actual.contains(id)) << "layer " << layer << ", token " << at / k << ", expert " << id;
+        EXPECT_NEAR(actual.at(id), weight, 1e-5 * std::max(1.0f, gate.scale));
+        EXPECT_EQ(actual.at(id) == 0, weight == 0) << "dropped in one of the two";
+      }
+    }
+  }
+  EXPECT_EQ(layers > 0, !config.sparse_layers().empty());
+}
+
+TEST_P(GoldenDecoder, LogitsAreTheGoldensAtEveryPosition) {
+  LocalModel model = Make();
+  const auto vocab = static_cast<std::size_t>(model.config().vocab_size);
+  for (std::size_t i = 0; i < golden_.prompts.size(); ++i) {
+    LocalModel::Sequence sequence;
+    const GoldenPrompt& prompt = golden_.prompts[i];
+    const StepTrace trace = model.Step(sequence, prompt.ids);
+    ExpectNear(std::span(trace.logits).last(vocab), golden_.tensor(Cat("prompt", i, ".logits")).floats,
+               golden_.logit_tolerance);
+    ASSERT_EQ(prompt.argmax.size(), prompt.ids.size());
+    for (std::size_t row = 0; row < prompt.ids.size(); ++row)
+      EXPECT_EQ(ArgMax(std::span(trace.logits).subspan(row * vocab, vocab)), prompt.argmax[row]);
+    if (i == 0) ExpectNear(trace.logits, golden_.tensor("prompt0.all_logits").floats, golden_.logit_tolerance);
+  }
+}
+
+TEST_P(GoldenModel, TheResidualStreamIsTheGoldensAfterEveryLayer) {
+  LocalModel model = Make();
+  const bool encoder = model.config().has_encoder();
+  LocalModel::Sequence sequence;
+  const std::vector<std::uint32_t>& ids = golden_.prompts[0].ids;
+  const StepTrace trace = encoder ? model.Encode(sequence, ids) : model.Step(sequence, ids);
+  // (layers + 1, rows, hidden): of an encoder all tokens, of a decoder the last one.
+  const std::size_t width = static_cast<std::size_t>(model.config().hidden) * (encoder ? ids.size() : 1);
+  const std::vector<float>& expected = golden_.tensor("prompt0.hidden").floats;
+  ASSERT_EQ(expected.size(), trace.hidden.size() * width);
+  for (std::size_t i = 0; i < trace.hidden.size(); ++i) {
+    SCOPED_TRACE(Cat("after ", i, " layers"));
+    ExpectNear(std::span(trace.hidden[i]).last(width), std::span(expected).subspan(i * width, width),
+               golden_.hidden_tolerance);
+  }
+  ExpectNear(std::span(trace.final_norm).last(width),
+             golden_.tensor(encoder ? "prompt0.encoder_output" : "prompt0.final_norm").floats,
+             golden_.hidden_tolerance);
+}
+
+TEST_P(GoldenModel, ExpertsAndTheirWeightsAreTheGoldens) {
+  LocalModel model = Make();
+  LocalModel::Sequence sequence;
+  const std::vector<std::uint32_t>& ids = golden_.prompts[0].ids;
+  ExpectRoutes(model.config().has_encoder() ? model.Encode(sequence, ids) : model.Step(sequence, ids), model.config(),
+               golden_);
+}
+
+TEST_P(GoldenModel, GreedyContinuationsAreTheGoldens) {
+  LocalModel model = Make();
+  for (std::size_t i = 0; i < golden_.prompts.size(); ++i) {
+    const GoldenPrompt& prompt = golden_.prompts[i];
+    const LocalModel::Continuation continuation = model.Continue(prompt.ids, prompt.greedy.size());
+    EXPECT_EQ(continuation.tokens, prompt.greedy);
+    ExpectNear(continuation.logits.front(), golden_.tensor(Cat("prompt", i, ".logits")).floats,
+               golden_.logit_tolerance);
+    if (!model.config().has_encoder()) continue;
+    std::vector<float> all;
+    for (const std::vector<float>& step : continuation.logits) all.insert(all.end(), step.begin(), step.end());
+    ExpectNear(all, golden_.tensor(Cat("prompt", i, ".step_logits")).floats, golden_.logit_tolerance);
+  }
+}
+
+// A token past its expert's capacity keeps its residual stream and nothing else: weight 0.
+TEST_P(GoldenEncoder, DropsTheGoldensTokens) {
+  LocalModel model = Make();
+  std::size_t dropped_tokens = 0;
+  for (const GoldenPrompt& prompt : golden_.prompts) {
+    LocalModel::Sequence sequence;
+    const StepTrace trace = model.Encode(sequence, prompt.ids);
+    for (std::size_t layer = 0; layer < trace.routes.size(); ++layer) {
+      std::vector<std::uint32_t> dropped;
+      for (std::size_t token = 0; token < trace.routes[layer].weights.size(); ++token)
+        if (trace.routes[layer].weights[token] == 0) dropped.push_back(static_cast<std::uint32_t>(token));
+      const auto expected = prompt.dropped.find(static_cast<int>(layer));
+      ASSERT_EQ(expected == prompt.dropped.end(), trace.routes[layer].ids.empty()) << "layer " << layer;
+      if (expected == prompt.dropped.end()) continue;
+      EXPECT_EQ(dropped, expected->second) << "layer " << layer;
+      dropped_tokens += dropped.size();
+    }
+    model.Release(sequence);
+  }
+  EXPECT_GT(dropped_tokens, 0u) << "the case is meant to reach the capacity";
+}
+
+}  // namespace
+}  // namespace moe
