@@ -8,8 +8,7 @@
 
 #include "core/text.h"
 #include "model/parameter_count.h"
-#include "model/tensor_specs.h"
-#include "tests/model/model_files.h"
+#include "tests/model/small_model.h"
 #include "tests/model/stored_values.h"
 
 namespace moe {
@@ -17,104 +16,15 @@ namespace {
 
 using nlohmann::json;
 using ::testing::AllOf;
+using ::testing::Each;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-std::vector<float> EmbeddingOf(const DenseWeights& weights) {
-  std::vector<float> values;
-  for (std::size_t at = 0; at < weights.embedding.size(); at += BytesPerWeight(weights.type)) {
-    values.push_back(ReadElement(weights.embedding.data() + at, weights.type));
-  }
-  return values;
-}
-
-struct Opened {
-  ModelConfig config;
-  Checkpoint checkpoint;
-};
-
-Opened Open(const std::filesystem::path& folder) {
-  Result<ModelConfig> config = ReadModelConfig(folder);
-  Result<Checkpoint> checkpoint = Checkpoint::Open(folder);
-  if (!config.ok()) throw std::runtime_error(config.status().message());
-  if (!checkpoint.ok()) throw std::runtime_error(checkpoint.status().message());
-  return {*std::move(config), *std::move(checkpoint)};
-}
-
-DenseWeights LoadDense(const Opened& model, WeightType type, int threads = 2) {
-  ThreadPool pool(threads);
-  Result<DenseWeights> weights = LoadDenseWeights(model.config, model.checkpoint, type, pool);
-  if (!weights.ok()) throw std::runtime_error(weights.status().message());
-  return *std::move(weights);
-}
-
-// Real checkpoints, every value.
-
-class LoadedModel : public ::testing::TestWithParam<const char*> {};
-
-TEST_P(LoadedModel, HasTheValuesOfItsFiles) {
-  const std::filesystem::path folder = InRepository(GetParam());
-  const Opened model = Open(folder);
-  const DenseWeights weights = LoadDense(model, model.config.stored_type);
-  EXPECT_EQ(weights.type, model.config.stored_type);
-  EXPECT_EQ(EmbeddingOf(weights), StoredValues(folder, "model.embed_tokens.weight"));
-  EXPECT_EQ(weights.final_norm, StoredValues(folder, "model.norm.weight"));
-  EXPECT_EQ(Unpack(weights.head),
-            StoredValues(folder, model.config.tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight"));
-  ASSERT_EQ(weights.layers.size(), model.config.layers.size());
-  for (std::size_t i = 0; i < weights.layers.size(); ++i) {
-    const LayerWeights& layer = weights.layers[i];
-    const std::string prefix = Cat("model.layers.", i, ".");
-    EXPECT_EQ(layer.attention_norm, StoredValues(folder, prefix + "input_layernorm.weight"));
-    EXPECT_EQ(layer.ffn_norm, StoredValues(folder, prefix + "post_attention_layernorm.weight"));
-    EXPECT_EQ(Unpack(layer.attention.qkv),
-              StoredValues(folder, {prefix + "self_attn.q_proj.weight", prefix + "self_attn.k_proj.weight",
-                                    prefix + "self_attn.v_proj.weight"}));
-    EXPECT_EQ(Unpack(layer.attention.out), StoredValues(folder, prefix + "self_attn.o_proj.weight"));
-    EXPECT_THAT(layer.attention.qkv_bias, IsEmpty());
-    EXPECT_THAT(layer.attention.out_bias, IsEmpty());
-    if (model.config.layers[i].moe.has_value()) {
-      EXPECT_EQ(Unpack(layer.gate), StoredValues(folder, prefix + "block_sparse_moe.gate.weight"));
-      EXPECT_EQ(layer.gate.type(), WeightType::kF32);
-      EXPECT_TRUE(layer.dense_mlp.gate_up.empty());
-    } else {
-      EXPECT_TRUE(layer.gate.empty());
-      EXPECT_EQ(Unpack(layer.dense_mlp.gate_up),
-                StoredValues(folder, {prefix + "mlp.gate_proj.weight", prefix + "mlp.up_proj.weight"}));
-      EXPECT_EQ(Unpack(layer.dense_mlp.down), StoredValues(folder, prefix + "mlp.down_proj.weight"));
-    }
-  }
-}
-
-TEST_P(LoadedModel, HasExpertsWithTheValuesOfItsFiles) {
-  const std::filesystem::path folder = InRepository(GetParam());
-  const Opened model = Open(folder);
-  for (const int layer : model.config.sparse_layers()) {
-    for (const int expert : {0, model.config.num_experts() - 1}) {
-      const Result<MlpWeights> weights =
-          LoadExpertWeights(model.config, model.checkpoint, layer, expert, model.config.stored_type);
-      ASSERT_TRUE(weights.ok()) << weights.status().message();
-      const std::string prefix = Cat("model.layers.", layer, ".block_sparse_moe.experts.", expert, ".");
-      EXPECT_EQ(Unpack(weights->gate_up), StoredValues(folder, {prefix + "w1.weight", prefix + "w3.weight"}));
-      EXPECT_EQ(Unpack(weights->down), StoredValues(folder, prefix + "w2.weight"));
-      EXPECT_EQ(weights->parameters(), CountParameters(model.config).parameters_each[static_cast<std::size_t>(layer)]);
-    }
-  }
-}
-
-INSTANTIATE_TEST_SUITE_P(All, LoadedModel,
-                         ::testing::Values("tests/goldens/mixtral", "tests/goldens/mixtral_bf16", "tests/goldens/llama",
-                                           "tests/goldens/llama3_rope", "tests/goldens/mistral",
-                                           "models/eight-languages-moe", "models/eight-languages-dense",
-                                           "models/eight-languages-collapsed"),
-                         [](const auto& test) {
-                           std::string name = std::filesystem::path(test.param).filename().string();
-                           for (char& c : name) c = c == '-' ? '_' : c;
-                           return name;
-                         });
+// Real checkpoints.
 
 TEST(LoadDenseWeights, CountsWhatItHolds) {
-  const Opened model = Open(InRepository("models/eight-languages-moe"));
+  const Opened model = OpenModel(InRepository("models/eight-languages-moe"));
   const DenseWeights weights = LoadDense(model, WeightType::kBf16);
   const ParameterCount count = CountParameters(model.config);
   EXPECT_EQ(weights.parameters, count.dense());
@@ -124,25 +34,34 @@ TEST(LoadDenseWeights, CountsWhatItHolds) {
   EXPECT_EQ(weights.bytes, 2 * (count.dense() - in_f32) + 4 * in_f32 + router_padding);
 }
 
+TEST(LoadDenseWeights, CountsATiedTableTwiceInBytes) {
+  const Opened model = OpenModel(InRepository("tests/goldens/qwen3"));
+  const DenseWeights weights = LoadDense(model, WeightType::kBf16);
+  EXPECT_EQ(weights.parameters, CountParameters(model.config).total) << "once in parameters";
+  EXPECT_EQ(weights.embedding.size(), std::size_t{2} * 236 * 80);
+  EXPECT_EQ(weights.head.rows() * weights.head.cols(), std::size_t{236} * 80);
+  EXPECT_GT(weights.bytes, 2 * (weights.parameters + 236 * 80));
+}
+
 TEST(LoadDenseWeights, LeavesExpertsAlone) {
-  const Opened model = Open(InRepository("tests/goldens/mixtral"));
+  const Opened model = OpenModel(InRepository("tests/goldens/mixtral"));
   (void)LoadDense(model, WeightType::kF32);
   EXPECT_EQ(model.checkpoint.mapped_bytes(), 4 * CountParameters(model.config).dense());
 }
 
 TEST(LoadDenseWeights, DoesNotDependOnThreads) {
-  const Opened model = Open(InRepository("tests/goldens/llama"));
+  const Opened model = OpenModel(InRepository("tests/goldens/llama"));
   const DenseWeights one = LoadDense(model, WeightType::kBf16, 1);
   const DenseWeights four = LoadDense(model, WeightType::kBf16, 4);
   EXPECT_EQ(one.embedding, four.embedding);
   for (std::size_t i = 0; i < one.layers.size(); ++i) {
-    EXPECT_EQ(Unpack(one.layers[i].attention.qkv), Unpack(four.layers[i].attention.qkv));
-    EXPECT_EQ(Unpack(one.layers[i].dense_mlp.gate_up), Unpack(four.layers[i].dense_mlp.gate_up));
+    EXPECT_EQ(Unpack(one.layers[i].attention.projection), Unpack(four.layers[i].attention.projection));
+    EXPECT_EQ(Unpack(one.layers[i].mlp.gate_up), Unpack(four.layers[i].mlp.gate_up));
   }
 }
 
 TEST(LoadExpertWeights, MapsThatExpertOnly) {
-  const Opened model = Open(InRepository("models/eight-languages-moe"));
+  const Opened model = OpenModel(InRepository("models/eight-languages-moe"));
   // 3 matrices of 128 x 256 in bf16.
   ASSERT_TRUE(LoadExpertWeights(model.config, model.checkpoint, 3, 7, WeightType::kF32).ok());
   EXPECT_EQ(model.checkpoint.mapped_bytes(), 3u * 128 * 256 * 2);
@@ -151,7 +70,7 @@ TEST(LoadExpertWeights, MapsThatExpertOnly) {
 }
 
 TEST(LoadExpertWeights, RunsOnSeveralThreads) {
-  const Opened model = Open(InRepository("tests/goldens/mixtral"));
+  const Opened model = OpenModel(InRepository("tests/goldens/mixtral"));
   std::vector<std::thread> threads;
   threads.reserve(4);
   for (int expert = 0; expert < 4; ++expert) {
@@ -166,8 +85,8 @@ TEST(LoadExpertWeights, RunsOnSeveralThreads) {
 }
 
 TEST(LoadExpertWeights, RefusesWhatTheModelDoesNotHave) {
-  const Opened sparse = Open(InRepository("tests/goldens/mixtral"));
-  const Opened dense = Open(InRepository("tests/goldens/llama"));
+  const Opened sparse = OpenModel(InRepository("tests/goldens/mixtral"));
+  const Opened dense = OpenModel(InRepository("tests/goldens/llama"));
   const auto error = [](const Opened& model, int layer, int expert) {
     return LoadExpertWeights(model.config, model.checkpoint, layer, expert, WeightType::kF32).status().message();
   };
@@ -179,92 +98,20 @@ TEST(LoadExpertWeights, RefusesWhatTheModelDoesNotHave) {
 
 // Small models made here.
 
-std::string F32Bytes(const std::vector<float>& values) {
-  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
-}
-
-/// A checkpoint whose tensors may be changed before it is opened; values count up over all tensors from 1.
-class SmallModel {
- public:
-  explicit SmallModel(json config) : config_(std::move(config)) {
-    folder_.Write("config.json", config_.dump());
-    const ModelConfig read = *ReadModelConfig(folder_.path());
-    Add(OuterTensors(read));
-    for (int layer = 0; layer < read.num_layers(); ++layer) {
-      Add(LayerTensors(read, layer));
-      for (int expert = 0; expert < read.num_experts(); ++expert) Add(ExpertTensors(read, layer, expert));
-    }
-  }
-
-  /// 1 layer, hidden 4, vocab 6, 2 heads of 2, 1 KV head, intermediate 3.
-  static SmallModel Llama(const json& changes = json::object()) {
-    json config = Sizes("llama");
-    config.update(changes);
-    return SmallModel(config);
-  }
-  static SmallModel Mixtral() {
-    json config = Sizes("mixtral");
-    config.update({{"num_local_experts", 3}, {"num_experts_per_tok", 2}});
-    return SmallModel(config);
-  }
-
-  TestTensor& At(const std::string& name) {
-    for (TestTensor& tensor : tensors) {
-      if (tensor.name == name) return tensor;
-    }
-    throw std::runtime_error("no tensor " + name);
-  }
-  void Remove(const std::string& name) {
-    std::erase_if(tensors, [&](const TestTensor& tensor) { return tensor.name == name; });
-  }
-  Opened Open() const {
-    folder_.Write("model.safetensors", Safetensors(tensors));
-    return moe::Open(folder_.path());
-  }
-  const std::filesystem::path& folder() const { return folder_.path(); }
-  std::string CheckError() const {
-    const Opened model = Open();
-    const Status status = CheckTensors(model.config, model.checkpoint);
-    return status.ok() ? "no error" : status.message();
-  }
-
-  std::vector<TestTensor> tensors;
-
- private:
-  static json Sizes(const std::string& model_type) {
-    return {{"model_type", model_type}, {"vocab_size", 6},
-            {"hidden_size", 4},         {"intermediate_size", 3},
-            {"num_hidden_layers", 1},   {"num_attention_heads", 2},
-            {"num_key_value_heads", 1}, {"max_position_embeddings", 64},
-            {"rms_norm_eps", 1e-5}};
-  }
-  void Add(const std::vector<TensorSpec>& specs) {
-    for (const TensorSpec& spec : specs) {
-      std::vector<float> values;
-      for (std::uint64_t i = 0; i < spec.elements(); ++i) values.push_back(next_++);
-      tensors.push_back({spec.name, "F32", spec.shape, F32Bytes(values)});
-    }
-  }
-
-  json config_;
-  TemporaryFolder folder_;
-  float next_ = 1;
-};
-
 TEST(LoadDenseWeights, LoadsBiases) {
   const SmallModel files = SmallModel::Llama({{"attention_bias", true}, {"mlp_bias", true}});
   const DenseWeights weights = LoadDense(files.Open(), WeightType::kF32);
   const std::string attention = "model.layers.0.self_attn.";
   const std::string mlp = "model.layers.0.mlp.";
   const LayerWeights& layer = weights.layers[0];
-  EXPECT_EQ(layer.attention.qkv_bias.size(), 8u);
+  EXPECT_EQ(layer.attention.projection_bias.size(), 8u);
   EXPECT_EQ(
-      layer.attention.qkv_bias,
+      layer.attention.projection_bias,
       StoredValues(files.folder(), {attention + "q_proj.bias", attention + "k_proj.bias", attention + "v_proj.bias"}));
   EXPECT_EQ(layer.attention.out_bias, StoredValues(files.folder(), attention + "o_proj.bias"));
-  EXPECT_EQ(layer.dense_mlp.gate_up_bias, StoredValues(files.folder(), {mlp + "gate_proj.bias", mlp + "up_proj.bias"}));
-  EXPECT_EQ(layer.dense_mlp.down_bias, StoredValues(files.folder(), mlp + "down_proj.bias"));
-  EXPECT_EQ(layer.dense_mlp.parameters(), 3u * 3 * 4 + 2 * 3 + 4);
+  EXPECT_EQ(layer.mlp.gate_up_bias, StoredValues(files.folder(), {mlp + "gate_proj.bias", mlp + "up_proj.bias"}));
+  EXPECT_EQ(layer.mlp.down_bias, StoredValues(files.folder(), mlp + "down_proj.bias"));
+  EXPECT_EQ(layer.mlp.parameters(), 3u * 3 * 4 + 2 * 3 + 4);
 }
 
 TEST(LoadDenseWeights, NarrowsToNearestEvenAndWidensExactly) {
@@ -288,7 +135,7 @@ TEST(LoadDenseWeights, NarrowsToNearestEvenAndWidensExactly) {
 
 TEST(LoadDenseWeights, WidensStoredHalves) {
   const std::filesystem::path folder = InRepository("tests/goldens/llama");  // F16
-  const DenseWeights weights = LoadDense(Open(folder), WeightType::kF32);
+  const DenseWeights weights = LoadDense(OpenModel(folder), WeightType::kF32);
   EXPECT_EQ(EmbeddingOf(weights), StoredValues(folder, "model.embed_tokens.weight"));
   EXPECT_EQ(Unpack(weights.head), StoredValues(folder, "lm_head.weight"));
 }
@@ -301,7 +148,7 @@ TEST(LoadDenseWeights, KeepsGatesAndNormsInFp32) {
   EXPECT_EQ(Unpack(weights.layers[0].gate),
             StoredValues(files.folder(), "model.layers.0.block_sparse_moe.gate.weight"));
   EXPECT_EQ(weights.layers[0].ffn_norm, StoredValues(files.folder(), "model.layers.0.post_attention_layernorm.weight"));
-  EXPECT_EQ(weights.layers[0].attention.qkv.type(), WeightType::kBf16);
+  EXPECT_EQ(weights.layers[0].attention.projection.type(), WeightType::kBf16);
 }
 
 TEST(LoadDenseWeights, ChecksAllTensorsFirst) {
@@ -328,107 +175,79 @@ TEST(LoadExpertWeights, ChecksItsTensors) {
   EXPECT_THAT(error(0), HasSubstr("experts.0.w1.weight has dtype I32, not F32, BF16 or F16"));
 }
 
-// Tied tables that are stored twice.
+// Latent attention.
 
-TEST(RepeatedHead, IsAcceptedWhenItIsTheEmbedding) {
-  SmallModel files = SmallModel::Llama({{"tie_word_embeddings", true}});
-  TestTensor head = files.At("model.embed_tokens.weight");
-  head.name = "lm_head.weight";
-  files.tensors.push_back(head);
-  EXPECT_EQ(files.CheckError(), "no error");
-  EXPECT_EQ(LoadDense(files.Open(), WeightType::kF32).parameters, 6u * 4 + 4 * 4 * 2 + 2 * 2 * 4 + 3 * 3 * 4 + 3 * 4);
+/// Values of a small model's tensor.
+std::vector<float> Stored(const SmallModel& files, const std::string& name) {
+  return StoredValues(files.folder(), name);
 }
 
-TEST(RepeatedHead, IsRefusedWhenItDiffers) {
-  SmallModel files = SmallModel::Llama({{"tie_word_embeddings", true}});
-  TestTensor head = files.At("model.embed_tokens.weight");
-  head.name = "lm_head.weight";
-  head.bytes.back() ^= 1;
-  files.tensors.push_back(head);
+const std::string kSelf = "model.layers.0.self_attn.";
+
+TEST(LoadDenseWeights, SplitsTheUpProjectionOfTheLatentByHeads) {
+  const SmallModel files = SmallModel::Like("deepseek_v2", {{"num_hidden_layers", 1}});
   const Opened model = files.Open();
-  ThreadPool pool(1);
-  EXPECT_THAT(LoadDenseWeights(model.config, model.checkpoint, WeightType::kF32, pool).status().message(),
-              AllOf(HasSubstr("tensor lm_head.weight differs"), HasSubstr("tie_word_embeddings")));
-  files.tensors.back().shape = {4, 6};
-  EXPECT_THAT(files.CheckError(), HasSubstr("tensor lm_head.weight has shape (4, 6)"));
-}
-
-// CheckTensors.
-
-TEST(CheckTensors, AcceptsWhatTheConfigurationDescribes) {
-  EXPECT_EQ(SmallModel::Llama().CheckError(), "no error");
-  EXPECT_EQ(SmallModel::Mixtral().CheckError(), "no error");
-  EXPECT_EQ(SmallModel::Llama({{"attention_bias", true}, {"mlp_bias", true}}).CheckError(), "no error");
-}
-
-TEST(CheckTensors, NamesAnyMissingTensor) {
-  for (const bool sparse : {false, true}) {
-    const SmallModel files = sparse ? SmallModel::Mixtral() : SmallModel::Llama({{"attention_bias", true}});
-    for (const TestTensor& tensor : std::vector(files.tensors)) {
-      SmallModel fewer = sparse ? SmallModel::Mixtral() : SmallModel::Llama({{"attention_bias", true}});
-      fewer.Remove(tensor.name);
-      EXPECT_EQ(fewer.CheckError(), "tensor " + tensor.name + " is missing");
-    }
+  const AttentionSpec& spec = model.config.layers[0].attention;
+  const auto rank = static_cast<std::size_t>(spec.latent->kv_rank);
+  const auto nope = static_cast<std::size_t>(spec.latent->nope_dim);
+  const auto value = static_cast<std::size_t>(spec.latent->value_dim);
+  const DenseWeights weights = LoadDense(model, WeightType::kF32);
+  const AttentionWeights& attention = weights.layers[0].attention;
+  const std::vector<float> kv_b = Stored(files, kSelf + "kv_b_proj.weight");  // (heads * (nope + value), rank)
+  ASSERT_EQ(attention.key_up.size(), static_cast<std::size_t>(spec.num_heads));
+  ASSERT_EQ(attention.value_up.size(), attention.key_up.size());
+  for (std::size_t head = 0; head < attention.key_up.size(); ++head) {
+    const auto at = [&](std::size_t row, std::size_t col) { return kv_b[(head * (nope + value) + row) * rank + col]; };
+    std::vector<float> keys;
+    for (std::size_t col = 0; col < rank; ++col)
+      for (std::size_t row = 0; row < nope; ++row) keys.push_back(at(row, col));
+    EXPECT_EQ(Unpack(attention.key_up[head]), keys) << "transposed";
+    std::vector<float> values;
+    for (std::size_t row = nope; row < nope + value; ++row)
+      for (std::size_t col = 0; col < rank; ++col) values.push_back(at(row, col));
+    EXPECT_EQ(Unpack(attention.value_up[head]), values);
   }
 }
 
-TEST(CheckTensors, NamesBothShapes) {
-  SmallModel files = SmallModel::Llama();
-  files.At("model.layers.0.self_attn.k_proj.weight").shape = {4, 2};
-  EXPECT_EQ(files.CheckError(),
-            "model.safetensors: tensor model.layers.0.self_attn.k_proj.weight has shape (4, 2), but config.json "
-            "describes (2, 4)");
+// Without a low rank of the queries, attention_bias is of kv_a_proj_with_mqa and o_proj alone.
+TEST(LoadDenseWeights, FillsBiasesWithZerosWhereAPartHasNone) {
+  const SmallModel files = SmallModel::Like("deepseek_v2", {{"num_hidden_layers", 1}, {"attention_bias", true}});
+  ASSERT_FALSE(files.Has(kSelf + "q_proj.bias"));
+  const Opened model = files.Open();
+  const AttentionSpec& spec = model.config.layers[0].attention;
+  const DenseWeights weights = LoadDense(model, WeightType::kF32);
+  const AttentionWeights& attention = weights.layers[0].attention;
+  const auto queries = static_cast<std::ptrdiff_t>(spec.num_heads * spec.head_dim);
+  ASSERT_EQ(attention.projection_bias.size(), static_cast<std::size_t>(spec.projected_width()));
+  const auto split = attention.projection_bias.begin() + queries;
+  EXPECT_THAT(std::vector<float>(attention.projection_bias.begin(), split), Each(0.0f));
+  EXPECT_EQ(std::vector<float>(split, attention.projection_bias.end()),
+            Stored(files, kSelf + "kv_a_proj_with_mqa.bias"));
+  EXPECT_EQ(attention.out_bias, Stored(files, kSelf + "o_proj.bias"));
+  EXPECT_EQ(Unpack(attention.projection),
+            StoredValues(files.folder(), {kSelf + "q_proj.weight", kSelf + "kv_a_proj_with_mqa.weight"}));
 }
 
-TEST(CheckTensors, NamesAShapeOfAnotherRank) {
-  SmallModel files = SmallModel::Llama();
-  files.At("model.norm.weight").shape = {4, 1};
-  EXPECT_THAT(files.CheckError(), HasSubstr("model.norm.weight has shape (4, 1), but config.json describes (4)"));
+TEST(LoadDenseWeights, JoinsTheLowRanksOfQueriesAndKeys) {
+  const SmallModel files =
+      SmallModel::Like("deepseek_v2_grouped", {{"num_hidden_layers", 1}, {"attention_bias", true}});
+  const DenseWeights weights = LoadDense(files.Open(), WeightType::kF32);
+  const AttentionWeights& attention = weights.layers[0].attention;
+  EXPECT_EQ(Unpack(attention.projection),
+            StoredValues(files.folder(), {kSelf + "q_a_proj.weight", kSelf + "kv_a_proj_with_mqa.weight"}));
+  EXPECT_EQ(attention.projection_bias,
+            StoredValues(files.folder(), {kSelf + "q_a_proj.bias", kSelf + "kv_a_proj_with_mqa.bias"}));
+  EXPECT_EQ(attention.query_down_norm, Stored(files, kSelf + "q_a_layernorm.weight"));
+  EXPECT_EQ(Unpack(attention.query_up), Stored(files, kSelf + "q_b_proj.weight"));
+  EXPECT_EQ(attention.kv_down_norm, Stored(files, kSelf + "kv_a_layernorm.weight"));
 }
 
-TEST(CheckTensors, NamesTypesThatCannotBeComputed) {
-  for (const auto& [dtype, bytes] : {std::pair{"F8_E4M3", 1u}, {"U8", 1u}, {"F64", 8u}, {"I32", 4u}}) {
-    SmallModel files = SmallModel::Llama();
-    files.At("model.norm.weight").dtype = dtype;
-    files.At("model.norm.weight").bytes.resize(4 * bytes);
-    EXPECT_EQ(files.CheckError(),
-              Cat("model.safetensors: tensor model.norm.weight has dtype ", dtype, ", not F32, BF16 or F16"));
-  }
-}
-
-TEST(CheckTensors, NamesUnknownTensors) {
-  for (const char* name :
-       {"model.layers.1.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias", "score.weight", "odd\\nname"}) {
-    SmallModel files = SmallModel::Llama();
-    files.tensors.push_back({name, "F32", {1}, "1234"});
-    EXPECT_THAT(files.CheckError(),
-                AllOf(HasSubstr("model.safetensors: tensor "), HasSubstr("is unknown to model_type llama")))
-        << name;
-  }
-}
-
-TEST(CheckTensors, PassesOverStoredRotaryFrequencies) {
-  SmallModel files = SmallModel::Mixtral();
-  files.tensors.push_back({"model.layers.0.self_attn.rotary_emb.inv_freq", "F32", {1}, "1234"});
-  EXPECT_EQ(files.CheckError(), "no error");
-}
-
-TEST(CheckTensors, ReadsNoData) {
-  const Opened model = Open(InRepository("models/eight-languages-moe"));
-  EXPECT_TRUE(CheckTensors(model.config, model.checkpoint).ok());
-  EXPECT_EQ(model.checkpoint.mapped_bytes(), 0u);
-}
-
-TEST(TensorPatterns, MatchRunsOfCharacters) {
-  EXPECT_TRUE(MatchesPattern("model.layers.0.self_attn.rotary_emb.inv_freq", "*.rotary_emb.inv_freq"));
-  EXPECT_FALSE(MatchesPattern("model.layers.0.self_attn.rotary_emb.inv_freq.x", "*.rotary_emb.inv_freq"));
-  EXPECT_TRUE(MatchesPattern("model.layers.61.mlp.up", "model.layers.61.*"));
-  EXPECT_FALSE(MatchesPattern("model.layers.6.mlp.up", "model.layers.61.*"));
-  EXPECT_TRUE(MatchesPattern("abcbcd", "a*bcd"));
-  EXPECT_TRUE(MatchesPattern("abc", "*a*c*"));
-  EXPECT_TRUE(MatchesPattern("", "*"));
-  EXPECT_FALSE(MatchesPattern("", "a"));
-  EXPECT_FALSE(MatchesPattern("ab", "a"));
+TEST(LoadDenseWeights, TiedHeadsAreTheEmbedding) {
+  const SmallModel files = SmallModel::Llama({{"tie_word_embeddings", true}});
+  ASSERT_FALSE(files.Has("lm_head.weight"));
+  const DenseWeights weights = LoadDense(files.Open(), WeightType::kF32);
+  EXPECT_EQ(EmbeddingOf(weights), Stored(files, "model.embed_tokens.weight"));
+  EXPECT_EQ(Unpack(weights.head), EmbeddingOf(weights));
 }
 
 }  // namespace
