@@ -81,13 +81,13 @@ auto Cases(const std::vector<std::string>& names) {
   return ::testing::Combine(::testing::ValuesIn(names), ::testing::Values(&SimdKernels()));
 }
 
-INSTANTIATE_TEST_SUITE_P(All, DecoderBits, Cases(GoldenNames()), CaseName);
+INSTANTIATE_TEST_SUITE_P(All, DecoderBits, Cases(AllGoldens()), CaseName);
 
 class PromptBits : public DecoderBits {};
-INSTANTIATE_TEST_SUITE_P(All, PromptBits, Cases(GoldensOf(false)), CaseName);
+INSTANTIATE_TEST_SUITE_P(All, PromptBits, Cases(Only(false, AllGoldens())), CaseName);
 
 class EncoderBits : public DecoderBits {};
-INSTANTIATE_TEST_SUITE_P(All, EncoderBits, Cases(GoldensOf(true)), CaseName);
+INSTANTIATE_TEST_SUITE_P(All, EncoderBits, Cases(Only(true, AllGoldens())), CaseName);
 
 TEST_P(DecoderBits, ChunkedPrefillHasTheBitsOfWholePrefill) {
   LocalModel model = Make();
@@ -203,11 +203,11 @@ TEST_P(DecoderBits, ThreadsDoNotChangeTheBits) {
 }
 
 class InstructionSets : public ::testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(All, InstructionSets, ::testing::ValuesIn(GoldenNames()),
-                         [](const auto& test) { return test.param; });
+INSTANTIATE_TEST_SUITE_P(All, InstructionSets, ::testing::ValuesIn(AllGoldens()),
+                         [](const auto& test) { return LastPart(test.param); });
 
 TEST_P(InstructionSets, GiveTheSameBits) {
-  const std::filesystem::path folder = InRepository("tests/goldens") / GetParam();
+  const std::filesystem::path folder = InRepository("tests/" + GetParam());
   const std::vector<std::uint32_t> ids = ReadGolden(folder).prompts.back().ids;
   std::vector<StepTrace> traces;
   std::size_t stacks = 1;

@@ -1,4 +1,5 @@
-// What an independent implementation computed: the cases of tests/goldens and the golden.json of the bundled models.
+// What an independent implementation computed: the cases of tests/goldens and tests/option_goldens, and the golden.json
+// of the bundled models.
 // Their READMEs say how the figures were made and how far a right implementation may be off.
 #pragma once
 
@@ -26,7 +27,7 @@ struct GoldenPrompt {
   std::map<int, std::vector<std::uint32_t>> dropped;  // encoders with a capacity: positions past it, by sparse layer
 };
 
-/// One folder of tests/goldens.
+/// One folder of tests/goldens, or of tests/option_goldens, which say nothing of hidden states and parameters.
 struct Golden {
   double logit_tolerance = 0;
   double hidden_tolerance = 0;
