@@ -7,6 +7,7 @@
 
 #include "tests/contract/allocation_count.h"
 #include "tests/router/engine_harness.h"
+#include "tests/router/identity.h"
 
 namespace moe {
 namespace {
@@ -35,13 +36,14 @@ class CountingListener final : public OutputListener {
 // and 140, while none of the others comes or goes.
 std::uint64_t SteadyAllocations(const HarnessOptions& options, std::vector<SequenceRequest> others) {
   EngineHarness harness(options);
-  SequenceRequest request = Greedy({1, 2, 3}, 150);
+  SequenceRequest request = ForModel(harness.config(), Greedy({1, 2, 3}, 150));
   auto output = std::make_shared<SequenceOutput>(request, harness.config());
   auto listener = std::make_shared<CountingListener>(*output, 20, 140);
   std::vector<std::unique_ptr<Sequence>> batch;
   batch.push_back(std::make_unique<Sequence>(std::move(request), output, listener, harness.config()));
   std::vector<Client> clients(others.size());
-  for (std::size_t i = 0; i < others.size(); ++i) batch.push_back(harness.Make(std::move(others[i]), clients[i]));
+  for (std::size_t i = 0; i < others.size(); ++i)
+    batch.push_back(harness.Make(ForModel(harness.config(), std::move(others[i])), clients[i]));
   EXPECT_TRUE(harness.router().Submit(std::move(batch)).ok());
   EXPECT_TRUE(harness.Drain().ok());
   EXPECT_TRUE(listener->complete());
@@ -89,10 +91,17 @@ TEST(StepAllocation, WaitingSequencesAllocateNothing) {
   EXPECT_EQ(SteadyAllocations(options, {Greedy({1}, 2), Greedy({2}, 2), Greedy({3}, 2)}), 0u);
 }
 
-TEST(StepAllocation, ADenseModelsStepsAllocateNothing) {
-  HarnessOptions options = Options(1, 2);
-  options.model = "tests/goldens/mistral";
-  EXPECT_EQ(SteadyAllocations(options, {Greedy(RandomTokens(1, 1500, 200), 2)}), 0u);
+TEST(StepAllocation, StepsOfEveryFamilyAllocateNothing) {
+  for (const std::string& golden : GoldenCases()) {
+    HarnessOptions options = Options(2, 2);
+    options.model = "tests/goldens/" + golden;
+    SequenceRequest detailed = Greedy({6}, 200);
+    detailed.return_routing = true;
+    const bool encoder = ReadModelConfig(SourcePath(options.model))->has_encoder();
+    // An encoder takes its source in one step, before the count begins.
+    SequenceRequest prompt = encoder ? Greedy(RandomTokens(1, 20, 200), 200) : Greedy(RandomTokens(1, 1500, 200), 2);
+    EXPECT_EQ(SteadyAllocations(options, {detailed, prompt}), 0u) << golden;
+  }
 }
 
 TEST(StepAllocation, TheFiguresOverTheWindowAllocateNothing) {

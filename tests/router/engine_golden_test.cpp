@@ -1,86 +1,137 @@
-// The engine against what an independent implementation gives.
+// The engine against what an independent implementation gives: every case of tests/goldens.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
-#include <set>
+#include <map>
 #include <string>
 
+#include "core/text.h"
+#include "tests/reference/golden.h"
 #include "tests/router/engine_harness.h"
-#include "tests/router/golden.h"
+#include "tests/router/identity.h"
 
 namespace moe {
 namespace {
 
+void ExpectNear(std::span<const float> actual, std::span<const float> expected, double tolerance,
+                const std::string& what) {
+  ASSERT_EQ(actual.size(), expected.size()) << what;
+  for (std::size_t i = 0; i < actual.size(); ++i)
+    ASSERT_LE(std::abs(double{actual[i]} - double{expected[i]}), tolerance) << what << "[" << i << "]";
+}
+
+std::uint32_t Largest(std::span<const float> row) {
+  return static_cast<std::uint32_t>(std::ranges::max_element(row) - row.begin());
+}
+
 class EngineGolden : public testing::TestWithParam<std::string> {
  protected:
-  EngineGolden() : folder_("tests/goldens/" + GetParam()), golden_(ReadGolden(folder_)) {}
+  EngineGolden()
+      : folder_("tests/goldens/" + GetParam()),
+        golden_(ReadGolden(SourcePath(folder_))),
+        config_(*ReadModelConfig(SourcePath(folder_))) {}
+
+  std::size_t vocab() const { return static_cast<std::size_t>(config_.vocab_size); }
+  SequenceRequest ForPrompt(std::size_t i, SequenceRequest request) const {
+    request.prompt = golden_.prompts[i].ids;
+    return ForModel(config_, std::move(request));
+  }
+  /// All that a decoder-only model is asked, or the first step of an encoder–decoder.
+  ScoreLogits AllLogits() const { return config_.has_encoder() ? ScoreLogits::kLast : ScoreLogits::kAll; }
 
   const std::string folder_;
   const Golden golden_;
+  const ModelConfig config_;
 };
 
-void ExpectNear(std::span<const float> actual, std::span<const float> expected, float tolerance, const char* what) {
-  ASSERT_EQ(actual.size(), expected.size()) << what;
-  for (std::size_t i = 0; i < actual.size(); ++i)
-    ASSERT_LE(std::abs(actual[i] - expected[i]), tolerance) << what << "[" << i << "]";
-}
-
 TEST_P(EngineGolden, GreedyTokensAreEqual) {
-  EngineHarness harness({.model = folder_, .workers = 3, .max_step_tokens = 32, .prefill_chunk = 7});
-  std::vector<SequenceRequest> requests;
-  for (const GoldenPrompt& prompt : golden_.prompts)
-    requests.push_back(Greedy(prompt.ids, static_cast<std::uint32_t>(prompt.greedy.size())));
-  const std::vector<Client> clients = harness.RunAll(std::move(requests));
-  for (std::size_t i = 0; i < clients.size(); ++i) {
-    EXPECT_EQ(Tokens(*clients[i].output), golden_.prompts[i].greedy) << "prompt " << i;
-    EXPECT_EQ(clients[i].output->result.finish, FinishKind::kLength);
+  for (const int workers : {1, 3}) {
+    EngineHarness harness({.model = folder_, .workers = workers, .max_step_tokens = 42, .prefill_chunk = 7});
+    std::vector<SequenceRequest> requests;
+    for (std::size_t i = 0; i < golden_.prompts.size(); ++i)
+      requests.push_back(ForPrompt(i, Greedy({}, static_cast<std::uint32_t>(golden_.prompts[i].greedy.size()))));
+    const std::vector<Client> clients = harness.RunAll(std::move(requests));
+    for (std::size_t i = 0; i < clients.size(); ++i) {
+      EXPECT_EQ(Tokens(*clients[i].output), golden_.prompts[i].greedy) << "prompt " << i << ", workers " << workers;
+      EXPECT_EQ(clients[i].output->result.finish, FinishKind::kLength);
+    }
   }
 }
 
 TEST_P(EngineGolden, LogitsAreWithinTheirTolerance) {
-  EngineHarness harness({.model = folder_, .workers = 2});
-  std::vector<SequenceRequest> requests;
-  for (const GoldenPrompt& prompt : golden_.prompts) requests.push_back(Scoring(prompt.ids, ScoreLogits::kAll));
-  const std::vector<Client> clients = harness.RunAll(std::move(requests));
-  const auto vocab = static_cast<std::size_t>(harness.config().vocab_size);
-  for (std::size_t i = 0; i < clients.size(); ++i) {
-    const std::span<const float> logits = clients[i].output->logits;
-    const GoldenPrompt& prompt = golden_.prompts[i];
-    ASSERT_EQ(logits.size(), prompt.ids.size() * vocab);
-    for (std::size_t position = 0; position < prompt.ids.size(); ++position) {
-      const std::span<const float> row = logits.subspan(position * vocab, vocab);
-      EXPECT_EQ(static_cast<std::uint32_t>(std::max_element(row.begin(), row.end()) - row.begin()),
-                prompt.argmax[position]);
+  for (const int workers : {1, 3}) {
+    EngineHarness harness({.model = folder_, .workers = workers});
+    std::vector<SequenceRequest> requests;
+    for (std::size_t i = 0; i < golden_.prompts.size(); ++i) requests.push_back(ForPrompt(i, Scoring({}, AllLogits())));
+    const std::vector<Client> clients = harness.RunAll(std::move(requests));
+    for (std::size_t i = 0; i < clients.size(); ++i) {
+      const std::span<const float> logits = clients[i].output->logits;
+      const std::vector<std::uint32_t>& argmax = golden_.prompts[i].argmax;
+      const std::size_t positions = config_.has_encoder() ? 1 : golden_.prompts[i].ids.size();
+      ASSERT_EQ(logits.size(), positions * vocab());
+      if (!config_.has_encoder()) {
+        ASSERT_EQ(argmax.size(), positions);
+        for (std::size_t p = 0; p < positions; ++p)
+          EXPECT_EQ(Largest(logits.subspan(p * vocab(), vocab())), argmax[p]) << "prompt " << i << ", position " << p;
+      }
+      ExpectNear(logits.last(vocab()), golden_.tensor(Cat("prompt", i, ".logits")).floats, golden_.logit_tolerance,
+                 Cat("logits of prompt ", i));
     }
-    ExpectNear(logits.last(vocab), golden_.floats.at("prompt" + std::to_string(i) + ".logits"), golden_.logit_tolerance,
-               "logits");
+    if (!config_.has_encoder())
+      ExpectNear(clients[0].output->logits, golden_.tensor("prompt0.all_logits").floats, golden_.logit_tolerance,
+                 "all_logits");
   }
-  ExpectNear(clients[0].output->logits, golden_.floats.at("prompt0.all_logits"), golden_.logit_tolerance, "all_logits");
+}
+
+/// Experts and weights of one token.
+std::map<std::int32_t, float> Routes(std::span<const std::int32_t> ids, std::span<const float> weights) {
+  std::map<std::int32_t, float> routes;
+  for (std::size_t j = 0; j < ids.size(); ++j) routes[ids[j]] = weights[j];
+  return routes;
 }
 
 TEST_P(EngineGolden, RoutingOfAPromptIsEqual) {
-  EngineHarness harness({.model = folder_, .workers = 3, .max_step_tokens = 4});
-  SequenceRequest request = Scoring(golden_.prompts[0].ids, ScoreLogits::kNone);
+  const std::vector<int> layers = config_.sparse_layers();
+  if (layers.empty()) return;
+  EngineHarness harness({.model = folder_, .workers = 3, .max_step_tokens = config_.has_encoder() ? 16u : 4u});
+  SequenceRequest request = ForPrompt(0, Scoring({}, config_.has_encoder() ? ScoreLogits::kLast : ScoreLogits::kNone));
   request.return_routing = true;
   const std::vector<Client> clients = harness.RunAll({std::move(request)});
   const SequenceOutput& output = *clients[0].output;
-  const std::vector<int> layers = harness.config().sparse_layers();
-  const auto k = static_cast<std::size_t>(harness.config().experts_per_token());
-  const std::size_t pairs = golden_.prompts[0].ids.size() * k;
-  ASSERT_EQ(output.routing_ids.size(), layers.size() * pairs);
-  EXPECT_EQ(output.routed(), golden_.prompts[0].ids.size());
-  for (std::size_t l = 0; l < layers.size(); ++l) {
-    const std::string name = "prompt0.router." + std::to_string(layers[l]);
-    const auto ids = std::span(output.routing_ids).subspan(l * pairs, pairs);
-    const std::vector<std::int32_t>& expected = golden_.ints.at(name + ".ids");
-    EXPECT_TRUE(std::equal(ids.begin(), ids.end(), expected.begin(), expected.end())) << name;
-    ExpectNear(std::span(output.routing_weights).subspan(l * pairs, pairs), golden_.floats.at(name + ".weights"), 1e-5f,
-               "weights");
+  const auto k = static_cast<std::size_t>(config_.experts_per_token());
+  const std::size_t tokens = golden_.prompts[0].ids.size();
+  const std::size_t compared = static_cast<std::size_t>(std::ranges::count_if(
+      layers, [&](int layer) { return !config_.has_encoder() || layer < config_.encoder_layers; }));
+  ASSERT_EQ(output.routing_shape.begin(compared), compared * tokens * k);
+  std::uint64_t dropped = 0;
+  for (std::size_t l = 0; l < compared; ++l) {
+    const std::string name = Cat("prompt0.router.", layers[l]);
+    const double scale = std::max(1.0f, config_.layers[static_cast<std::size_t>(layers[l])].moe->gate.scale);
+    for (std::size_t t = 0; t < tokens; ++t) {
+      const std::size_t at = t * k;
+      const auto given = Routes(std::span(output.routing_ids).subspan(l * tokens * k + at, k),
+                                std::span(output.routing_weights).subspan(l * tokens * k + at, k));
+      const auto expected = Routes(std::span(golden_.tensor(name + ".ids").ints).subspan(at, k),
+                                   std::span(golden_.tensor(name + ".weights").floats).subspan(at, k));
+      ASSERT_EQ(expected.size(), k);
+      for (const auto& [expert, weight] : expected) {
+        ASSERT_TRUE(given.contains(expert)) << name << ", token " << t << ": expert " << expert;
+        EXPECT_NEAR(given.at(expert), weight, 1e-5 * scale) << name << ", token " << t << ", expert " << expert;
+        EXPECT_EQ(given.at(expert) == 0, weight == 0) << name << ", token " << t << " past its expert's capacity";
+        if (weight == 0) ++dropped;
+      }
+    }
   }
+  // Every pair but those past their expert's capacity was computed; the decoder has one token of its own.
+  const std::size_t decoded = (layers.size() - compared) * k;
+  EXPECT_EQ(output.result.expert_rows, compared * tokens * k + decoded - dropped);
+  EXPECT_EQ(dropped > 0, GetParam() == "switch_base") << "the case has dropped tokens to tell of";
 }
 
+// A generation's log-probabilities, against its tokens scored.
 TEST_P(EngineGolden, LogprobsOfAGenerationAreTheScoresOfItsTokens) {
+  if (config_.has_encoder()) return;  // has no scores of given decoder tokens; its logits are compared below
   const GoldenPrompt& prompt = golden_.prompts[3];
   SequenceRequest request = Greedy(prompt.ids, 24);
   request.num_logprobs = 4;
@@ -92,14 +143,13 @@ TEST_P(EngineGolden, LogprobsOfAGenerationAreTheScoresOfItsTokens) {
   const std::vector<Client> scored = EngineHarness({.model = folder_}).RunAll({Scoring(all, ScoreLogits::kAll)});
   const SequenceOutput& score = *scored[0].output;
   ASSERT_EQ(score.token_logprobs.size(), all.size() - 1);
-  const std::size_t vocab = score.logits.size() / all.size();
   for (std::size_t i = 0; i < output.token_ids.size(); ++i) {
     const std::size_t position = prompt.ids.size() - 1 + i;
     EXPECT_EQ(output.token_logprobs[i], score.token_logprobs[position]);
     EXPECT_EQ(output.top_token_ids[i * 4], output.token_ids[i]) << "greedy takes the first";
     EXPECT_EQ(output.top_logprobs[i * 4], output.token_logprobs[i]);
     // An honest log-softmax in double, within what fp32 can hold of numbers of this size.
-    const std::span<const float> row = std::span(score.logits).subspan(position * vocab, vocab);
+    const std::span<const float> row = std::span(score.logits).subspan(position * vocab(), vocab());
     double sum = 0;
     for (const float logit : row) sum += std::exp(static_cast<double>(logit));
     for (std::size_t j = 0; j < 4; ++j) {
@@ -112,8 +162,35 @@ TEST_P(EngineGolden, LogprobsOfAGenerationAreTheScoresOfItsTokens) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, EngineGolden,
-                         testing::Values("mixtral", "mixtral_bf16", "llama", "mistral", "llama3_rope"),
+TEST_P(EngineGolden, EveryStepOfAnEncoderDecoderHasTheGoldensLogprobs) {
+  if (!config_.has_encoder()) return;
+  constexpr std::uint32_t kTop = 8;
+  EngineHarness harness({.model = folder_, .workers = 2});
+  std::vector<SequenceRequest> requests;
+  for (std::size_t i = 0; i < golden_.prompts.size(); ++i) {
+    requests.push_back(ForPrompt(i, Greedy({}, 24)));
+    requests.back().num_logprobs = kTop;
+  }
+  const std::vector<Client> clients = harness.RunAll(std::move(requests));
+  for (std::size_t i = 0; i < clients.size(); ++i) {
+    const SequenceOutput& output = *clients[i].output;
+    const std::vector<float>& steps = golden_.tensor(Cat("prompt", i, ".step_logits")).floats;
+    ASSERT_EQ(steps.size(), 24 * vocab());
+    for (std::size_t step = 0; step < 24; ++step) {
+      const std::span<const float> row = std::span(steps).subspan(step * vocab(), vocab());
+      double sum = 0;
+      for (const float logit : row) sum += std::exp(double{logit});
+      for (std::size_t j = 0; j < kTop; ++j) {
+        const double expected = double{row[output.top_token_ids[step * kTop + j]]} - std::log(sum);
+        // The logit's own error, and that of the logarithm of a sum whose terms have it.
+        EXPECT_NEAR(output.top_logprobs[step * kTop + j], expected, 2 * golden_.logit_tolerance)
+            << "prompt " << i << ", step " << step;
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, EngineGolden, testing::ValuesIn(GoldenCases()),
                          [](const auto& test) { return test.param; });
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "experts/expert_shard.h"
 #include "experts/worker.h"
 #include "kernels/kernels.h"
+#include "model/tensor_check.h"
 #include "model/weights.h"
 #include "tests/metrics/exposition.h"
 
@@ -35,8 +36,16 @@ Placement MakePlacement(const HarnessOptions& options, const ModelConfig& config
 std::size_t WidestExpert(const ModelConfig& config) {
   int widest = 0;
   for (const LayerSpec& layer : config.layers)
-    if (layer.moe) widest = std::max(widest, layer.moe->expert.intermediate);
+    if (layer.moe) widest = std::max(widest, layer.moe->expert.inner_width());
   return static_cast<std::size_t>(widest);
+}
+
+KvPlan PlanCache(const HarnessOptions& options, const ModelConfig& config) {
+  const std::size_t chunk = options.prefill_chunk == 0 ? options.max_step_tokens : options.prefill_chunk;
+  return PlanKv(config, {.tokens = options.kv_pages * kPageTokens,
+                         .max_sequences = options.max_sequences,
+                         .max_step_tokens = options.max_step_tokens,
+                         .max_chunk = std::min(chunk, options.max_step_tokens)});
 }
 
 void ExpectSameFloats(const std::vector<float>& actual, const std::vector<float>& expected, const char* what) {
@@ -80,10 +89,10 @@ struct EngineHarness::WorkerSide {
   WorkerSide(const EngineHarness& harness, WorkerId worker, std::unique_ptr<WorkerEndpoint> end)
       : pool(harness.options_.threads),
         shard(Must(ExpertShard::Load(harness.config_, *harness.checkpoint_, harness.placement_, worker,
-                                     harness.config_.stored_type, pool))),
+                                     harness.weight_type_, pool))),
         max_pairs(harness.exchange_options_.max_tokens * harness.exchange_options_.experts_per_token),
         backend(MakeCpuExpertBackend(SimdKernels(), pool,
-                                     {.max_rows = max_pairs, .intermediate = WidestExpert(harness.config_)})),
+                                     {.max_rows = max_pairs, .inner_width = WidestExpert(harness.config_)})),
         loop({.hidden = harness.exchange_options_.hidden, .max_pairs = max_pairs}, description, shard, *backend,
              totals),
         endpoint(std::move(end)),
@@ -106,6 +115,7 @@ EngineHarness::EngineHarness(HarnessOptions options)
     : options_(std::move(options)),
       config_(Must(ReadModelConfig(SourcePath(options_.model)))),
       checkpoint_(std::make_unique<Checkpoint>(Must(Checkpoint::Open(SourcePath(options_.model))))),
+      weight_type_(Must(CheckTensors(config_, *checkpoint_)).exact_type),
       parameters_(CountParameters(config_)),
       injector_(options_.faults),
       pool_(options_.threads) {
@@ -141,9 +151,9 @@ void EngineHarness::StartWorkers() {
 }
 
 void EngineHarness::MakeRouter() {
-  backend_ = MakeCpuDenseBackend(config_, Must(LoadDenseWeights(config_, *checkpoint_, config_.stored_type, pool_)),
-                                 SimdKernels(), pool_,
-                                 {.kv_pages = options_.kv_pages, .max_step_tokens = options_.max_step_tokens});
+  backend_ =
+      MakeCpuDenseBackend(config_, Must(LoadDenseWeights(config_, *checkpoint_, weight_type_, pool_)), SimdKernels(),
+                          pool_, {.kv = PlanCache(options_, config_), .max_step_tokens = options_.max_step_tokens});
   metrics_.emplace(RouterMetrics::Setup{.config = config_,
                                         .parameters = parameters_,
                                         .transport = transport_.get(),
@@ -221,6 +231,11 @@ SequenceRequest Greedy(std::vector<std::uint32_t> prompt, std::uint32_t max_new_
 
 SequenceRequest Scoring(std::vector<std::uint32_t> tokens, ScoreLogits logits) {
   return {.kind = SequenceKind::kScore, .prompt = std::move(tokens), .score_logits = logits};
+}
+
+SequenceRequest ForModel(const ModelConfig& config, SequenceRequest request) {
+  if (config.has_encoder()) request.source = std::exchange(request.prompt, {*config.decoder_start_token});
+  return request;
 }
 
 std::vector<std::uint32_t> RandomTokens(std::uint64_t seed, std::size_t count, int vocab) {

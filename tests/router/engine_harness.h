@@ -48,7 +48,7 @@ struct HarnessOptions {
   std::size_t max_sequences = 8;
   std::size_t max_step_tokens = 64;
   std::size_t prefill_chunk = 0;
-  std::size_t kv_pages = 64;
+  std::size_t kv_pages = 64;  // of kPageTokens positions, where a layer keeps all of them
   std::size_t max_queued = 1024;
   std::chrono::milliseconds drain_timeout{600'000};
 };
@@ -90,6 +90,8 @@ class EngineHarness {
   const HarnessOptions& options() const { return options_; }
   const ModelConfig& config() const { return config_; }
   const ParameterCount& parameters() const { return parameters_; }
+  /// The type that the weights are held in: the narrowest that loses nothing of what is stored.
+  WeightType weight_type() const { return weight_type_; }
   const Placement& placement() const { return placement_; }
   KvCache& cache() { return backend_->cache(); }
   Engine& engine() { return *engine_; }
@@ -123,6 +125,7 @@ class EngineHarness {
   const HarnessOptions options_;
   ModelConfig config_;
   std::unique_ptr<Checkpoint> checkpoint_;
+  WeightType weight_type_;
   ParameterCount parameters_;
   Placement placement_;
   ExpertExchange::Options exchange_options_;
@@ -144,6 +147,9 @@ class EngineHarness {
 /// A greedy continuation without stop tokens.
 SequenceRequest Greedy(std::vector<std::uint32_t> prompt, std::uint32_t max_new_tokens);
 SequenceRequest Scoring(std::vector<std::uint32_t> tokens, ScoreLogits logits);
+/// The request where the model takes its tokens: an encoder–decoder's encoder reads them, and its decoder begins with
+/// the start token.
+SequenceRequest ForModel(const ModelConfig& config, SequenceRequest request);
 /// `count` token ids below `vocab` that depend on `seed` alone.
 std::vector<std::uint32_t> RandomTokens(std::uint64_t seed, std::size_t count, int vocab);
 

@@ -7,7 +7,7 @@
 #include <numeric>
 #include <thread>
 
-#include "tests/router/golden.h"
+#include "tests/reference/golden.h"
 #include "tests/router/service_harness.h"
 
 namespace moe {
@@ -18,7 +18,7 @@ using testing::AllOf;
 using testing::HasSubstr;
 
 const Golden& Mixtral() {
-  static const Golden golden = ReadGolden("tests/goldens/mixtral");
+  static const Golden golden = ReadGolden(SourcePath("tests/goldens/mixtral"));
   return golden;
 }
 const std::vector<std::uint32_t>& Prompt(std::size_t i) { return Mixtral().prompts[i].ids; }
@@ -81,7 +81,7 @@ TEST(GenerateCall, RoutingIsThatOfTheEngine) {
   request.set_return_routing(true);
   const GenerateOutcome outcome = Generate(harness.inference(), request);
   for (std::size_t layer = 0; layer < 3; ++layer) {
-    const std::vector<std::int32_t>& golden = Mixtral().ints.at(Cat("prompt0.router.", layer, ".ids"));
+    const std::vector<std::int32_t>& golden = Mixtral().tensor(Cat("prompt0.router.", layer, ".ids")).ints;
     EXPECT_EQ(outcome.sequences[0].routed[layer], std::vector<std::uint32_t>(golden.begin(), golden.end()));
   }
 }

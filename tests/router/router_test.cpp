@@ -10,8 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include "tests/reference/golden.h"
 #include "tests/router/engine_harness.h"
-#include "tests/router/golden.h"
 
 namespace moe {
 namespace {
@@ -310,7 +310,7 @@ TEST(RouterInspect, WhatWasTakenInRunsEvenIfTheRouterEnds) {
 
 class RouterGeneration : public testing::Test {
  protected:
-  const Golden golden_ = ReadGolden("tests/goldens/mixtral");
+  const Golden golden_ = ReadGolden(SourcePath("tests/goldens/mixtral"));
 };
 
 TEST_F(RouterGeneration, StopsAtTheFirstStopTokenWhichIsItsLast) {

@@ -1,0 +1,77 @@
+#include "tests/router/identity.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+namespace moe {
+namespace {
+
+/// What each request gives when there is no other; computed once a model.
+const std::vector<Client>& Plain(const std::string& model) {
+  static std::map<std::string, std::vector<Client>> cache;
+  std::vector<Client>& plain = cache[model];
+  if (!plain.empty()) return plain;
+  const ModelConfig config = EngineHarness({.model = model}).config();
+  for (SequenceRequest& request : MixedRequests(config))
+    plain.push_back(EngineHarness({.model = model, .max_step_tokens = 128}).RunAll({std::move(request)}).front());
+  return plain;
+}
+
+}  // namespace
+
+std::vector<std::string> GoldenCases() {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(SourcePath("tests/goldens")))
+    if (entry.is_directory()) names.push_back(entry.path().filename().string());
+  std::ranges::sort(names);
+  return names;
+}
+
+std::vector<SequenceRequest> MixedRequests(const ModelConfig& config) {
+  const int vocab = config.vocab_size;
+  SequenceRequest greedy = Greedy(RandomTokens(1, 29, vocab), 9);  // decodes over the end of its page
+  greedy.num_logprobs = 5;
+  greedy.return_routing = true;
+
+  SequenceRequest sampled = Greedy(RandomTokens(2, 40, vocab), 30);
+  sampled.index = 1;
+  sampled.sampling = {.temperature = 0.9f,
+                      .top_k = 50,
+                      .top_p = 0.95f,
+                      .min_p = 0.005f,
+                      .repetition_penalty = 1.3f,
+                      .presence_penalty = 0.4f,
+                      .frequency_penalty = 0.2f,
+                      .seed = 77};
+  sampled.num_logprobs = 1;
+
+  SequenceRequest hot = Greedy(RandomTokens(3, 1, vocab), 33);
+  hot.index = 2;
+  hot.sampling = {.temperature = 1.5f, .seed = 77};
+
+  // An encoder–decoder has the logits of its first step only.
+  SequenceRequest score =
+      Scoring(RandomTokens(4, kLongestMixed, vocab), config.has_encoder() ? ScoreLogits::kLast : ScoreLogits::kAll);
+  score.return_routing = true;
+
+  std::vector<SequenceRequest> requests = {std::move(greedy), std::move(sampled), std::move(hot), std::move(score),
+                                           Scoring(RandomTokens(5, 5, vocab), ScoreLogits::kLast)};
+  for (SequenceRequest& request : requests) request = ForModel(config, std::move(request));
+  return requests;
+}
+
+void ExpectPlainBits(const HarnessOptions& options) {
+  EngineHarness harness(options);
+  const std::vector<Client> clients = harness.RunAll(MixedRequests(harness.config()));
+  const std::vector<Client>& plain = Plain(options.model);
+  ASSERT_EQ(clients.size(), plain.size());
+  for (std::size_t i = 0; i < clients.size(); ++i) {
+    SCOPED_TRACE("request " + std::to_string(i));
+    ExpectSameBits(*clients[i].output, *plain[i].output);
+  }
+}
+
+}  // namespace moe

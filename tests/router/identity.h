@@ -1,0 +1,26 @@
+// Invariant 1 (docs/architecture.md) as a check: whatever surrounds a sequence, its bits are those of the plainest run.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "router/sequence.h"
+#include "tests/router/engine_harness.h"
+
+namespace moe {
+
+/// The cases of tests/goldens by name, as they lie there: a new one needs no naming anywhere.
+std::vector<std::string> GoldenCases();
+
+/// All that a client can ask for, with lengths on both sides of a page of the cache (kPageTokens positions) and past
+/// every window of the goldens.
+std::vector<SequenceRequest> MixedRequests(const ModelConfig& config);
+/// The longest source or prompt among them.
+inline constexpr std::size_t kLongestMixed = 67;
+
+/// MixedRequests, all at once with `options`, give the bits that each gives alone, in one chunk, with one worker and
+/// one thread.
+void ExpectPlainBits(const HarnessOptions& options);
+
+}  // namespace moe
