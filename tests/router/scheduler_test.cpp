@@ -2,111 +2,16 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <map>
-#include <memory>
 #include <random>
 #include <set>
 #include <vector>
 
+#include "core/text.h"
+#include "tests/router/scheduler_harness.h"
+
 namespace moe {
 namespace {
-
-class SilentListener final : public OutputListener {
- public:
-  void OnOutput() override {}
-};
-
-// The smallest model that has a cache: one layer, one head of one element.
-ModelConfig TinyConfig() {
-  ModelConfig config;
-  config.vocab_size = 4;
-  config.layers.push_back({.attention = {.num_heads = 1, .num_kv_heads = 1, .head_dim = 1}});
-  return config;
-}
-
-struct Want {
-  std::size_t prompt = 1;
-  std::uint32_t new_tokens = 1;  // 0: a score
-};
-
-// A scheduler, its cache, and a stand-in for the engine that only counts positions.
-class SchedulerTest : public testing::Test {
- protected:
-  void Make(SchedulerLimits limits, std::size_t pages) {
-    scheduler_.reset();
-    cache_ = std::make_unique<KvCache>(config_, pages);
-    scheduler_ = std::make_unique<Scheduler>(limits, *cache_);
-    limits_ = limits;
-  }
-
-  // Queues a sequence; the pointer is good until it retires.
-  Sequence* Enqueue(Want want) {
-    SequenceRequest request{.kind = want.new_tokens == 0 ? SequenceKind::kScore : SequenceKind::kGenerate,
-                            .prompt = std::vector<std::uint32_t>(want.prompt, 0),
-                            .max_new_tokens = want.new_tokens};
-    auto output = std::make_shared<SequenceOutput>(request, config_);
-    auto sequence = std::make_unique<Sequence>(std::move(request), std::move(output), listener_, config_);
-    Sequence* const pointer = sequence.get();
-    scheduler_->Enqueue(std::move(sequence));
-    return pointer;
-  }
-
-  std::vector<Sequence*> Admit() {
-    std::vector<Sequence*> admitted;
-    scheduler_->Admit([&](Sequence& sequence) { admitted.push_back(&sequence); });
-    return admitted;
-  }
-
-  // What the engine does to sequences, without computing. Returns tokens by sequence.
-  std::map<Sequence*, std::size_t> Step() {
-    std::map<Sequence*, std::size_t> served;
-    std::size_t rows = 0;
-    for (const Chunk& chunk : scheduler_->Schedule()) {
-      Sequence& sequence = *chunk.sequence;
-      EXPECT_GT(chunk.tokens, 0u);
-      EXPECT_LE(chunk.tokens, sequence.remaining());
-      if (sequence.generated() > 0) {
-        EXPECT_EQ(chunk.tokens, 1u);
-      }
-      if (limits_.prefill_chunk > 0) {
-        EXPECT_LE(chunk.tokens, limits_.prefill_chunk);
-      }
-      EXPECT_TRUE(served.emplace(&sequence, chunk.tokens).second) << "one sequence in two chunks";
-      rows += chunk.tokens;
-      sequence.computed += chunk.tokens;
-      if (sequence.request.kind == SequenceKind::kGenerate && sequence.remaining() == 0) sequence.tokens.push_back(0);
-    }
-    EXPECT_LE(rows, limits_.max_step_tokens);
-    EXPECT_EQ(served.empty(), scheduler_->running() == 0) << "an idle step while sequences run";
-    return served;
-  }
-
-  // False when one of them is not through its prompt after many steps.
-  bool StepUntilDecoding(const std::vector<Sequence*>& sequences) {
-    for (int step = 0; step < 1000; ++step) {
-      if (std::none_of(sequences.begin(), sequences.end(), [](Sequence* s) { return s->prefilling(); })) return true;
-      Step();
-    }
-    return false;
-  }
-
-  static bool Complete(const Sequence& sequence) {
-    return sequence.request.kind == SequenceKind::kScore ? sequence.computed == sequence.request.prompt.size()
-                                                         : sequence.generated() == sequence.request.max_new_tokens;
-  }
-  void RetireComplete() {
-    scheduler_->Retire([](const Sequence& sequence) { return Complete(sequence); });
-  }
-
-  const ModelConfig config_ = TinyConfig();
-  const std::shared_ptr<OutputListener> listener_ = std::make_shared<SilentListener>();
-  SchedulerLimits limits_;
-  std::unique_ptr<KvCache> cache_;
-  std::unique_ptr<Scheduler> scheduler_;
-};
-
-constexpr std::size_t kPage = kPageTokens;
 
 TEST_F(SchedulerTest, AdmissionReservesEveryPageThatASequenceCanNeed) {
   Make({.max_sequences = 4, .max_step_tokens = 8}, 5);
@@ -114,12 +19,16 @@ TEST_F(SchedulerTest, AdmissionReservesEveryPageThatASequenceCanNeed) {
   Sequence* two_pages = Enqueue({.prompt = kPage, .new_tokens = kPage + 1});
   Sequence* three_pages = Enqueue({.prompt = kPage, .new_tokens = kPage + 2});
   EXPECT_EQ(Admit(), (std::vector{two_pages, three_pages}));
-  EXPECT_EQ(two_pages->pages.size(), 2u);
-  EXPECT_EQ(three_pages->pages.size(), 3u);
-  EXPECT_EQ(cache_->free_pages(), 0u);
-  std::set<PageId> distinct(two_pages->pages.begin(), two_pages->pages.end());
-  distinct.insert(three_pages->pages.begin(), three_pages->pages.end());
-  EXPECT_EQ(distinct.size(), 5u) << "a page was given twice";
+  EXPECT_EQ(Reserved(*two_pages, 0), 2u);
+  EXPECT_EQ(Reserved(*three_pages, 0), 3u);
+  EXPECT_EQ(cache_->used_tokens(), cache_->capacity_tokens()) << "promised, though nothing is computed";
+  while (!Complete(*two_pages)) Step();
+  const std::vector<PageId>& two = two_pages->kv.groups[0].pages;
+  const std::vector<PageId>& three = three_pages->kv.groups[0].pages;
+  EXPECT_EQ(two.size(), 2u);
+  std::set<PageId> distinct(two.begin(), two.end());
+  distinct.insert(three.begin(), three.end());
+  EXPECT_EQ(distinct.size(), two.size() + three.size()) << "a page was given twice";
 }
 
 TEST_F(SchedulerTest, AdmissionIsInTheOrderOfArrivalAndStopsAtMaxSequences) {
@@ -144,7 +53,7 @@ TEST_F(SchedulerTest, ASmallRequestDoesNotOvertakeALargeOneThatWaitsForPages) {
   while (!Complete(*running)) Step();
   RetireComplete();
   EXPECT_EQ(Admit(), std::vector{large});
-  EXPECT_EQ(cache_->free_pages(), 0u);
+  EXPECT_EQ(cache_->used_tokens(), cache_->capacity_tokens());
 }
 
 TEST_F(SchedulerTest, FitsIsDecidedByThePagesOfTheWholeCache) {
@@ -278,7 +187,6 @@ TEST_F(SchedulerTest, RetireFreesPagesOnceAndTakesOutWaitingOnesToo) {
   scheduler_->Retire([&](Sequence& sequence) { return &sequence == stays; });
   scheduler_->Retire([](Sequence&) { return true; });
   EXPECT_EQ(cache_->used_tokens(), 0u);
-  EXPECT_EQ(cache_->free_pages(), 8u);
 }
 
 // Thousands of sequences of all sizes that arrive, finish and are cancelled at random.
@@ -320,7 +228,7 @@ TEST_P(SchedulerSimulation, EverySequenceCompletesAndAdvancesOftenEnough) {
         ++ended;
         return true;
       }
-      pages += sequence.pages.size();
+      pages += Held(sequence, 0) + Reserved(sequence, 0);
       return false;
     });
     ASSERT_EQ(cache_->used_tokens(), pages * kPage);
