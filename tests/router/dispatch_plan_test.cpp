@@ -20,7 +20,8 @@ struct Case {
   bool round_robin = false;
   std::size_t tokens = 1;
   std::size_t k = 2;
-  int hot = 0;  // experts that tokens choose from; 0: all
+  int hot = 0;                  // experts that tokens choose from; 0: all
+  std::size_t drop_one_in = 0;  // pairs get weight 0; 0: none
 };
 
 Placement Place(const Case& c) {
@@ -41,12 +42,15 @@ struct TopK {
       std::shuffle(all.begin(), all.end(), random);
       for (std::size_t j = 0; j < c.k; ++j) {
         ids[token * c.k + j] = all[j];
-        weights[token * c.k + j] = static_cast<float>(random() % 1000) / 1000.0f;
+        // A pair of weight 0 is one that is not wanted.
+        const bool dropped = c.drop_one_in > 0 && random() % c.drop_one_in == 0;
+        weights[token * c.k + j] = dropped ? 0 : static_cast<float>(1 + random() % 1000) / 1000.0f;
       }
     }
   }
   MatrixView<const std::int32_t> id_view() const { return {ids.data(), ids.size() / k, k}; }
   MatrixView<const float> weight_view() const { return {weights.data(), weights.size() / k, k}; }
+  bool wanted(std::size_t token, std::size_t j) const { return weights[token * k + j] != 0; }
 
   std::vector<std::int32_t> ids;
   std::vector<float> weights;
@@ -100,7 +104,8 @@ TEST_P(DispatchPlanTest, EveryPairGoesOnceToAWorkerThatHostsItsExpert) {
     }
     std::multiset<std::pair<std::size_t, std::int32_t>> wanted;
     for (std::size_t token = 0; token < c.tokens; ++token)
-      for (const std::int32_t expert : topk.id_view().row(token)) wanted.emplace(token, expert);
+      for (std::size_t j = 0; j < c.k; ++j)
+        if (topk.wanted(token, j)) wanted.emplace(token, topk.id_view()(token, j));
     EXPECT_EQ(asked, wanted);
   }
 }
@@ -112,6 +117,7 @@ TEST_P(DispatchPlanTest, SourcePointsToThePairOfItsTokenAndExpert) {
   std::set<std::pair<std::uint32_t, std::uint32_t>> distinct;
   for (std::size_t token = 0; token < c.tokens; ++token) {
     for (std::size_t j = 0; j < c.k; ++j) {
+      if (!topk.wanted(token, j)) continue;
       const DispatchPlan::Source source = plan_.source(token, j);
       ASSERT_LT(source.worker, num_workers());
       ASSERT_LT(source.pair, part(source.worker).pairs.size());
@@ -141,8 +147,9 @@ TEST_P(DispatchPlanTest, ReplicasShareAnExpertsTokensEvenly) {
       sum += count;
     }
     EXPECT_LE(most - least, 1u) << "expert " << expert;
-    const auto tokens = std::count(topk.ids.begin(), topk.ids.end(), expert);
-    EXPECT_EQ(sum, static_cast<std::size_t>(tokens));
+    std::size_t tokens = 0;
+    for (std::size_t i = 0; i < topk.ids.size(); ++i) tokens += topk.ids[i] == expert && topk.weights[i] != 0;
+    EXPECT_EQ(sum, tokens);
     EXPECT_EQ(plan_.expert_tokens()[static_cast<std::size_t>(expert)], static_cast<std::uint32_t>(tokens));
   }
 }
@@ -173,8 +180,24 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{.name = "AllReplicated", .workers = 4, .redundant = 8, .tokens = 101, .k = 2},
                     Case{.name = "SomeReplicatedTwice", .workers = 5, .experts = 4, .redundant = 9, .tokens = 50},
                     Case{.name = "Skewed", .workers = 4, .redundant = 3, .tokens = 64, .k = 2, .hot = 2},
-                    Case{.name = "EveryExpertOfEveryToken", .workers = 3, .tokens = 5, .k = 8}),
+                    Case{.name = "EveryExpertOfEveryToken", .workers = 3, .tokens = 5, .k = 8},
+                    Case{.name = "SomeDropped", .workers = 3, .redundant = 5, .tokens = 80, .k = 3, .drop_one_in = 3},
+                    Case{.name = "MostDropped", .workers = 2, .tokens = 40, .k = 1, .hot = 1, .drop_one_in = 2}),
     [](const auto& test) { return test.param.name; });
+
+TEST(DispatchPlan, ATokenWithoutAWantedPairSendsNoRow) {
+  const Placement placement = Place({.workers = 2});
+  const ReplicaTable replicas(placement);
+  DispatchPlan plan({.max_tokens = 3, .experts_per_token = 2, .num_experts = 8, .workers = 2});
+  const std::vector<std::int32_t> ids = {0, 7, 1, 6, 2, 5};
+  const std::vector<float> weights = {0.5f, 0, 0, 0, -0.25f, 0.75f};  // a negative weight counts
+  plan.Build(replicas, 0, {ids.data(), 3, 2}, {weights.data(), 3, 2});
+  EXPECT_EQ(plan.part(WorkerId(0)).tokens, (std::vector<std::uint32_t>{0, 2}));
+  EXPECT_EQ(plan.part(WorkerId(0)).pairs.size(), 2u);
+  EXPECT_EQ(plan.part(WorkerId(1)).tokens, std::vector<std::uint32_t>{2});
+  const std::vector<std::uint32_t> counts(plan.expert_tokens().begin(), plan.expert_tokens().end());
+  EXPECT_EQ(counts, (std::vector<std::uint32_t>{1, 0, 1, 0, 0, 1, 0, 0}));
+}
 
 TEST(DispatchPlan, NoTokensMakeAnEmptyPlan) {
   const Placement placement = Place({.workers = 2});

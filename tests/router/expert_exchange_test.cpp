@@ -3,203 +3,18 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <bit>
+#include <algorithm>
 #include <cmath>
-#include <functional>
-#include <random>
-#include <thread>
+#include <limits>
 #include <utility>
 #include <vector>
 
-#include "kernels/weight_type.h"
-#include "transport/fault_injection.h"
-#include "transport/in_process.h"
+#include "tests/router/exchange_harness.h"
 
 namespace moe {
 namespace {
 
 using testing::HasSubstr;
-
-constexpr std::size_t kHidden = 20;
-constexpr std::size_t kExperts = 6;
-constexpr std::size_t kTopK = 3;
-constexpr std::size_t kTokens = 37;
-constexpr std::uint32_t kLayer = 4;  // absolute; the second sparse layer
-
-// A stand-in for an expert, cheap, and different for each expert and element.
-float ExpertOutput(int expert, std::size_t element, float in) {
-  return in * (1.0f + 0.37f * static_cast<float>(expert)) +
-         static_cast<float>(element) / (3.0f + static_cast<float>(expert));
-}
-
-// Workers that compute ExpertOutput, until the transport goes.
-class FakeWorkers {
- public:
-  FakeWorkers(const Placement& placement, std::vector<std::unique_ptr<WorkerEndpoint>> ends) {
-    for (std::size_t w = 0; w < ends.size(); ++w)
-      threads_.emplace_back([this, w, slots = placement.layers[1].slots[w], end = std::move(ends[w])] {
-        while (true) {
-          const Result<std::optional<IncomingRequest>> request = end->Receive(kNoDeadline);
-          if (!request.ok() && request.status().code() == StatusCode::kUnavailable) return;
-          if (!request.ok()) continue;  // one wrong frame
-          const std::span<std::byte> buffer = end->reply_buffer(**request);
-          const std::size_t bytes = Answer(w, slots, (*request)->payload, buffer);
-          MOE_CHECK(end->Reply(**request, bytes).ok());
-        }
-      });
-  }
-  ~FakeWorkers() {
-    for (std::thread& thread : threads_) thread.join();
-  }
-
-  /// From the next exchange on, this worker answers with a failure. To be set between exchanges.
-  void Fail(std::size_t worker, Status why) {
-    failing_ = worker;
-    why_ = std::move(why);
-  }
-
- private:
-  std::size_t Answer(std::size_t worker, const std::vector<int>& slots, std::span<const std::byte> payload,
-                     std::span<std::byte> buffer) const {
-    if (worker == failing_) return WriteFailure(buffer, why_);
-    const Result<DispatchReader> dispatch = DispatchReader::Parse(payload);
-    if (!dispatch.ok()) return WriteFailure(buffer, dispatch.status());
-    if (dispatch->shape().layer != kLayer) return WriteFailure(buffer, Internal("another layer was meant"));
-    const DispatchReplyWriter writer(buffer, dispatch->shape());
-    std::vector<float> row(kHidden);
-    for (std::size_t i = 0; i < dispatch->pairs().size(); ++i) {
-      const DispatchPair& pair = dispatch->pairs()[i];
-      dispatch->GetRow(pair.row, row);
-      for (std::size_t e = 0; e < kHidden; ++e) row[e] = ExpertOutput(slots[pair.slot], e, row[e]);
-      writer.SetRow(i, row);
-    }
-    return writer.Finish(1000 + worker);
-  }
-
-  std::size_t failing_ = ~std::size_t{0};
-  Status why_;
-  std::vector<std::thread> threads_;
-};
-
-struct Arrangement {
-  int workers = 3;
-  int redundant = 0;
-  bool round_robin = false;
-  ExchangeType type = ExchangeType::kF32;
-  int threads = 1;
-  std::chrono::milliseconds timeout{120'000};
-  FaultScript faults;
-};
-
-class CountingObserver final : public ExchangeObserver {
- public:
-  void OnExchange(WorkerId worker, double seconds) override {
-    EXPECT_GE(seconds, 0);
-    ++calls[worker.index()];
-  }
-  std::vector<int> calls = std::vector<int>(16);
-};
-
-class ExpertExchangeTest : public testing::Test {
- protected:
-  void Make(const Arrangement& arrangement) {
-    exchange_.reset();
-    transport_.reset();
-    workers_.reset();
-    const PlacementShape shape{.num_experts = static_cast<int>(kExperts),
-                               .workers = arrangement.workers,
-                               .layers = {1, static_cast<int>(kLayer)},
-                               .redundant_experts = arrangement.redundant};
-    Result<Placement> placed = arrangement.round_robin ? RoundRobinPlacement(shape) : LinearPlacement(shape);
-    ASSERT_TRUE(placed.ok()) << placed.status().message();
-    placement_ = *std::move(placed);
-    options_ = {.max_tokens = kTokens,
-                .hidden = kHidden,
-                .num_experts = kExperts,
-                .experts_per_token = kTopK,
-                .type = arrangement.type,
-                .timeout = arrangement.timeout};
-    injector_ = std::make_unique<FaultInjector>(arrangement.faults);
-    Result<InProcessEnds> ends = MakeInProcess(
-        {.limits = ExpertExchange::Limits(options_), .num_workers = arrangement.workers, .tap = injector_.get()});
-    ASSERT_TRUE(ends.ok()) << ends.status().message();
-    transport_ = MakeFaultyTransport(std::move(ends->routers.front()), *injector_);
-    workers_ = std::make_unique<FakeWorkers>(placement_, std::move(ends->workers));
-    pool_ = std::make_unique<ThreadPool>(arrangement.threads);
-    exchange_ = MakeExchange();
-    exchange_->BeginStep();
-  }
-  std::unique_ptr<ExpertExchange> MakeExchange() {
-    return std::make_unique<ExpertExchange>(options_, *transport_, placement_, SimdKernels(), *pool_, &observer_);
-  }
-  void TearDown() override {
-    exchange_.reset();
-    transport_.reset();  // ends the workers
-    workers_.reset();
-  }
-
-  // Random rows and choices of `tokens` tokens.
-  void Fill(std::uint64_t seed, std::size_t tokens) {
-    std::mt19937_64 random(seed);
-    std::normal_distribution<float> normal;
-    const auto draw = [&](std::size_t count) {
-      std::vector<float> values(count);
-      for (float& value : values) value = normal(random);
-      return values;
-    };
-    in_ = draw(tokens * kHidden);
-    residual_ = draw(tokens * kHidden);
-    weights_ = draw(tokens * kTopK);
-    ids_.clear();
-    std::vector<std::int32_t> all = {0, 1, 2, 3, 4, 5};
-    for (std::size_t token = 0; token < tokens; ++token) {
-      std::shuffle(all.begin(), all.end(), random);
-      ids_.insert(ids_.end(), all.begin(), all.begin() + kTopK);
-    }
-  }
-  Status Run() {
-    const std::size_t tokens = in_.size() / kHidden;
-    return exchange_->Run({.layer = kLayer,
-                           .sparse_index = 1,
-                           .in = {in_.data(), tokens, kHidden},
-                           .ids = {ids_.data(), tokens, kTopK},
-                           .weights = {weights_.data(), tokens, kTopK}},
-                          {residual_.data(), tokens, kHidden});
-  }
-  // The plain sum: in the order of the top-k list, in fp32, then onto the residual.
-  std::vector<float> Expected(const std::function<float(float)>& travel) const {
-    std::vector<float> out = residual_;
-    for (std::size_t i = 0; i < out.size(); ++i) {
-      const std::size_t token = i / kHidden;
-      float sum = 0;
-      for (std::size_t j = 0; j < kTopK; ++j) {
-        const float row = travel(ExpertOutput(ids_[token * kTopK + j], i % kHidden, travel(in_[i])));
-        sum = std::fma(weights_[token * kTopK + j], row, sum);
-      }
-      out[i] = residual_[i] + sum;
-    }
-    return out;
-  }
-  void ExpectResidual(const std::vector<float>& expected) const {
-    for (std::size_t i = 0; i < expected.size(); ++i)
-      ASSERT_EQ(std::bit_cast<std::uint32_t>(residual_[i]), std::bit_cast<std::uint32_t>(expected[i]))
-          << "token " << i / kHidden << ", element " << i % kHidden;
-  }
-
-  ExpertExchange::Options options_;
-  Placement placement_;
-  std::unique_ptr<FaultInjector> injector_;
-  std::unique_ptr<FakeWorkers> workers_;
-  std::unique_ptr<Transport> transport_;
-  std::unique_ptr<ThreadPool> pool_;
-  CountingObserver observer_;
-  std::unique_ptr<ExpertExchange> exchange_;
-  std::vector<float> in_, residual_, weights_;
-  std::vector<std::int32_t> ids_;
-};
-
-float Unchanged(float value) { return value; }
-float ThroughBf16(float value) { return Bf16ToF32(F32ToBf16(value)); }
 
 TEST_F(ExpertExchangeTest, CombineIsThePlainSumInTopKOrderWhereverExpertsAre) {
   for (const Arrangement& arrangement :
@@ -225,6 +40,95 @@ TEST_F(ExpertExchangeTest, TheOrderOfTheSumShowsInTheLastBits) {
     std::swap(weights_[token * kTopK], weights_[token * kTopK + 2]);
   }
   EXPECT_NE(Expected(Unchanged), in_order);
+}
+
+TEST_F(ExpertExchangeTest, PairsOfWeightZeroAreNotSentAndAddNothing) {
+  ASSERT_NO_FATAL_FAILURE(Make({.workers = 3}));
+  Fill(12, kTokens);
+  std::size_t sent = 0;
+  for (std::size_t i = 0; i < weights_.size(); ++i) {
+    if (i % 3 != 0 || i < kTopK) weights_[i] = 0;  // the first token goes nowhere
+    sent += weights_[i] != 0;
+  }
+  ids_[kTopK + 1] = ids_[kTopK];  // two pairs of one expert, of which one is not wanted
+  const std::vector<float> expected = Expected(Unchanged);
+  ASSERT_TRUE(Run().ok());
+  ExpectResidual(expected);
+  std::uint64_t rows = 0;
+  std::uint64_t counted = 0;
+  for (std::size_t w = 0; w < 3; ++w) rows += exchange_->workers()[w].rows;
+  for (const std::uint32_t tokens : exchange_->expert_tokens()) counted += tokens;
+  EXPECT_EQ(rows, sent);
+  EXPECT_EQ(counted, sent);
+}
+
+TEST_F(ExpertExchangeTest, ADroppedPairReadsNobodysRow) {
+  // The second exchange has infinities where the pairs of token 0 came back in the first: 0 * inf would be NaN.
+  ASSERT_NO_FATAL_FAILURE(Make({.workers = 2}));
+  Fill(13, 2);
+  std::copy_n(ids_.begin(), kTopK, ids_.begin() + kTopK);
+  ASSERT_TRUE(Run().ok());
+  std::fill(weights_.begin(), weights_.begin() + kTopK, 0.0f);
+  std::fill(in_.begin() + kHidden, in_.end(), std::numeric_limits<float>::infinity());
+  const std::vector<float> before = residual_;
+  ASSERT_TRUE(Run().ok());
+  EXPECT_TRUE(std::equal(before.begin(), before.begin() + kHidden, residual_.begin()));
+}
+
+TEST_F(ExpertExchangeTest, WeightsThatScaleInputsDoNotWeighOutputs) {
+  for (const Arrangement& arrangement :
+       {Arrangement{.workers = 1, .scales_input = true}, Arrangement{.workers = 3, .scales_input = true},
+        Arrangement{.workers = 4, .redundant = 6, .scales_input = true, .threads = 2},
+        Arrangement{.workers = 2, .scales_input = true, .type = ExchangeType::kBf16}}) {
+    ASSERT_NO_FATAL_FAILURE(Make(arrangement));
+    Fill(14, kTokens);
+    for (std::size_t i = 0; i < weights_.size(); i += 4) weights_[i] = 0;
+    const auto travel = arrangement.type == ExchangeType::kBf16 ? ThroughBf16 : Unchanged;
+    const std::vector<float> expected = Expected(travel);
+    ASSERT_TRUE(Run().ok());
+    ExpectResidual(expected);
+  }
+}
+
+TEST_F(ExpertExchangeTest, SharedRowsJoinAfterTheExpertsAndTheScaleLast) {
+  for (const int threads : {1, 3}) {
+    ASSERT_NO_FATAL_FAILURE(Make({.workers = 3, .threads = threads}));
+    for (const float scale : {1.0f, 0.22f}) {
+      Fill(15, kTokens);
+      scale_ = scale;
+      shared_ = in_;
+      std::reverse(shared_.begin(), shared_.end());
+      const std::vector<float> expected = Expected(Unchanged);
+      ASSERT_TRUE(Run().ok());
+      ExpectResidual(expected);
+    }
+  }
+}
+
+TEST_F(ExpertExchangeTest, TheOrderOfSharedPartAndScaleShowsInTheLastBits) {
+  // Guards the test above: the other orders would not have passed it.
+  Fill(16, kTokens);
+  scale_ = 0.22f;
+  const std::vector<float> experts = Expected(Unchanged);
+  shared_ = in_;
+  const std::vector<float> together = Expected(Unchanged);
+  std::vector<float> one_by_one(experts.size());
+  for (std::size_t i = 0; i < experts.size(); ++i) one_by_one[i] = std::fma(scale_, shared_[i], experts[i]);
+  EXPECT_NE(together, one_by_one);
+}
+
+TEST_F(ExpertExchangeTest, TheRouterMayComputeBetweenStartAndFinish) {
+  ASSERT_NO_FATAL_FAILURE(Make({.workers = 3}));
+  for (std::uint64_t layer = 0; layer < 10; ++layer) {
+    Fill(layer, kTokens);
+    ASSERT_TRUE(Start().ok());
+    const std::vector<float> before = residual_;
+    shared_ = in_;  // made while the workers are at it
+    const std::vector<float> expected = Expected(Unchanged);
+    EXPECT_EQ(residual_, before) << "nothing is added before Finish";
+    ASSERT_TRUE(Finish().ok());
+    ExpectResidual(expected);
+  }
 }
 
 TEST_F(ExpertExchangeTest, Bf16RoundsRowsInBothDirections) {
