@@ -21,8 +21,8 @@
 namespace moe {
 
 struct ExpertBackendLimits {
-  std::size_t max_rows = 0;      // of one Run
-  std::size_t intermediate = 0;  // the widest expert's
+  std::size_t max_rows = 0;     // of one Run
+  std::size_t inner_width = 0;  // the widest expert's MlpSpec::inner_width
 };
 
 struct ExpertBackendContractParam {
@@ -32,13 +32,25 @@ struct ExpertBackendContractParam {
 
 inline void PrintTo(const ExpertBackendContractParam& param, std::ostream* out) { *out << param.name; }
 
-/// A layer of random experts, one a slot, of the given intermediate sizes.
+/// A layer of random experts, one a slot.
 struct ExpertLayerCase {
   std::size_t hidden = 0;
-  Counts intermediates;
+  std::size_t slots = 1;
+  MlpSpec mlp;
   WeightType type = WeightType::kF32;
-  bool bias = false;
 };
+
+/// Every kind of expert that is served, with and without biases. The clamp binds: half of the values lie outside.
+inline std::vector<MlpSpec> ExpertKinds(int intermediate) {
+  std::vector<MlpSpec> kinds;
+  for (const bool bias : {false, true}) {
+    kinds.push_back({.intermediate = intermediate, .bias = bias});
+    kinds.push_back(
+        {.intermediate = intermediate, .bias = bias, .activation = Activation::kClampedSwiGlu, .limit = 0.7f});
+    kinds.push_back({.intermediate = intermediate, .bias = bias, .activation = Activation::kRelu});
+  }
+  return kinds;
+}
 
 inline PackedMatrix RandomMatrix(std::size_t rows, std::size_t cols, WeightType type, std::uint32_t seed) {
   std::vector<float> values = RandomValues(rows * cols, seed);
@@ -50,14 +62,15 @@ inline PackedMatrix RandomMatrix(std::size_t rows, std::size_t cols, WeightType 
 }
 
 inline ExpertShard::Layer MakeExpertLayer(const ExpertLayerCase& c) {
-  ExpertShard::Layer layer{.layer = 5};
+  ExpertShard::Layer layer{.layer = 5, .mlp = c.mlp};
+  const auto inner = static_cast<std::size_t>(c.mlp.inner_width());
+  const auto intermediate = static_cast<std::size_t>(c.mlp.intermediate);
   std::uint32_t seed = 40;
-  for (std::size_t slot = 0; slot < c.intermediates.size(); ++slot) {
-    const std::size_t intermediate = c.intermediates[slot];
-    MlpWeights weights{.gate_up = RandomMatrix(2 * intermediate, c.hidden, c.type, ++seed),
+  for (std::size_t slot = 0; slot < c.slots; ++slot) {
+    MlpWeights weights{.gate_up = RandomMatrix(inner, c.hidden, c.type, ++seed),
                        .down = RandomMatrix(c.hidden, intermediate, c.type, ++seed)};
-    if (c.bias) {
-      weights.gate_up_bias = RandomValues(2 * intermediate, ++seed);
+    if (c.mlp.bias) {
+      weights.gate_up_bias = RandomValues(inner, ++seed);
       weights.down_bias = RandomValues(c.hidden, ++seed);
     }
     layer.experts.push_back(static_cast<int>(slot));
@@ -92,22 +105,50 @@ inline Bounded LinearInDouble(const PackedMatrix& w, std::size_t row, std::span<
   return sum;
 }
 
-/// down(silu(gate x) * up x) by its definition.
-inline std::vector<Bounded> ExpertInDouble(const MlpWeights& w, std::span<const float> in) {
+/// z * sigmoid(slope z), whose own slope is at most 1.1. exp is off by an ulp, by half an ulp of its argument, up to 8
+/// here, and by what the product slope * z rounds, as much again; the sum, the quotient and the product round once
+/// each.
+inline Bounded SwishInDouble(const Bounded& z, double slope) {
+  const double value = z.value / (1 + std::exp(-slope * z.value));
+  return {.value = value, .error = 1.1 * z.error + (2 + 8 + 8 + 2) * kRoundoff * std::abs(value)};
+}
+
+/// a * b, rounded once.
+inline Bounded Times(const Bounded& a, const Bounded& b) {
+  return {.value = a.value * b.value,
+          .error = a.error * (std::abs(b.value) + b.error) + std::abs(a.value) * b.error +
+                   kRoundoff * std::abs(a.value * b.value)};
+}
+
+/// The activation by its definition: silu(gate) * up, relu(up), or gpt-oss's
+/// (clamp(up) + 1) * min(gate, limit) * sigmoid(1.702 min(gate, limit)). A limit passes on no more error than came in.
+inline Bounded ActivationInDouble(const MlpSpec& mlp, const Bounded& first, const Bounded& up) {
+  switch (mlp.activation) {
+    case Activation::kSiluGated: return Times(SwishInDouble(first, 1), up);
+    case Activation::kRelu: return {.value = std::max(first.value, 0.0), .error = first.error};
+    case Activation::kClampedSwiGlu: {
+      const double limit = mlp.limit;
+      const Bounded gate = {.value = std::min(first.value, limit), .error = first.error};
+      const double clamped = std::clamp(up.value, -limit, limit) + 1;
+      return Times(SwishInDouble(gate, 1.702), {.value = clamped, .error = up.error + kRoundoff * std::abs(clamped)});
+    }
+    case Activation::kGeluGated:
+    case Activation::kGelu: break;
+  }
+  ADD_FAILURE() << "no such expert is served";
+  return {};
+}
+
+/// down(activation(gate x, up x)) by its definition.
+inline std::vector<Bounded> ExpertInDouble(const MlpSpec& mlp, const MlpWeights& w, std::span<const float> in) {
   std::vector<Bounded> x;
   for (const float value : in) x.push_back({.value = value});
   std::vector<Bounded> hidden;
   const std::size_t intermediate = w.down.cols();
   for (std::size_t i = 0; i < intermediate; ++i) {
-    const Bounded gate = LinearInDouble(w.gate_up, i, x, w.gate_up_bias);
-    const Bounded up = LinearInDouble(w.gate_up, intermediate + i, x, w.gate_up_bias);
-    const double silu = gate.value / (1 + std::exp(-gate.value));
-    // The slope of silu is at most 1.1. exp is off by an ulp and by half an ulp of its argument, up to 8 here; the
-    // sum, the quotient and the product round once each.
-    const double silu_error = 1.1 * gate.error + (2 + 8 + 2) * kRoundoff * std::abs(silu);
-    hidden.push_back({.value = silu * up.value,
-                      .error = silu_error * (std::abs(up.value) + up.error) + std::abs(silu) * up.error +
-                               kRoundoff * std::abs(silu * up.value)});
+    const Bounded first = LinearInDouble(w.gate_up, i, x, w.gate_up_bias);
+    const Bounded up = mlp.gated() ? LinearInDouble(w.gate_up, intermediate + i, x, w.gate_up_bias) : Bounded{};
+    hidden.push_back(ActivationInDouble(mlp, first, up));
   }
   std::vector<Bounded> out;
   for (std::size_t i = 0; i < w.down.rows(); ++i) out.push_back(LinearInDouble(w.down, i, hidden, w.down_bias));
@@ -118,6 +159,7 @@ class ExpertBackendContract : public testing::TestWithParam<ExpertBackendContrac
  protected:
   static constexpr std::size_t kGap = 3;  // rows lie further apart than they are long
   static constexpr float kUntouched = 12345.0f;
+  static constexpr std::size_t kWidest = 2 * 200;  // inner width
 
   struct Run {
     std::vector<float> in;
@@ -164,16 +206,18 @@ class ExpertBackendContract : public testing::TestWithParam<ExpertBackendContrac
     const ExpertShard::Layer layer = MakeExpertLayer(c);
     const std::size_t rows = std::accumulate(counts.begin(), counts.end(), std::size_t{0});
     ThreadPool pool(2);
-    const auto backend = Make(pool, {.max_rows = std::max<std::size_t>(1, rows), .intermediate = 100});
+    const auto backend = Make(pool, {.max_rows = std::max<std::size_t>(1, rows), .inner_width = kWidest});
     const std::vector<float> in = RandomValues(rows * c.hidden, 9);
     const std::vector<float> out = RunRows(*backend, layer, counts, in, c.hidden);
     std::size_t row = 0;
     for (std::size_t slot = 0; slot < counts.size(); ++slot) {
       for (std::size_t i = 0; i < counts[slot]; ++i, ++row) {
-        const auto expected = ExpertInDouble(layer.weights[slot], std::span(in).subspan(row * c.hidden, c.hidden));
+        const auto expected =
+            ExpertInDouble(c.mlp, layer.weights[slot], std::span(in).subspan(row * c.hidden, c.hidden));
         for (std::size_t j = 0; j < c.hidden; ++j)
           ASSERT_NEAR(out[row * c.hidden + j], expected[j].value, expected[j].error)
-              << Name(c.type) << ", slot " << slot << " of width " << c.intermediates[slot] << ", row " << i;
+              << Name(c.type) << ", slot " << slot << " of width " << c.mlp.intermediate << ", row " << i
+              << ", activation " << static_cast<int>(c.mlp.activation);
       }
     }
   }
@@ -181,59 +225,57 @@ class ExpertBackendContract : public testing::TestWithParam<ExpertBackendContrac
 
 TEST_P(ExpertBackendContract, NamesItsDevice) {
   ThreadPool pool(1);
-  EXPECT_FALSE(Make(pool, {.max_rows = 1, .intermediate = 16})->device().empty());
+  EXPECT_FALSE(Make(pool, {.max_rows = 1, .inner_width = 32})->device().empty());
 }
 
 TEST_P(ExpertBackendContract, AgreesWithPlainLoopsForEveryWeightTypeAndWidth) {
   for (const WeightType type : {WeightType::kF32, WeightType::kBf16, WeightType::kF16}) {
     for (const std::size_t hidden : Counts{56, 60, 64}) {
-      for (const std::size_t width : Counts{44, 72, 100})
-        ExpectNearDouble({.hidden = hidden, .intermediates = {width, width, width}, .type = type}, {2, 1, 5});
+      for (const int width : {44, 72, 100})
+        ExpectNearDouble({.hidden = hidden, .slots = 3, .mlp = {.intermediate = width}, .type = type}, {2, 1, 5});
     }
   }
 }
 
-TEST_P(ExpertBackendContract, AddsTheBiases) {
-  for (const std::size_t width : Counts{44, 72, 100}) {
-    ExpectNearDouble({.hidden = 60, .intermediates = {width, width}, .bias = true}, {3, 4});
-    ExpectNearDouble({.hidden = 70, .intermediates = {width, width}, .type = WeightType::kBf16, .bias = true}, {1, 18});
+TEST_P(ExpertBackendContract, ComputesEveryKindOfExpert) {
+  for (const int width : {1, 16, 44, 100}) {
+    for (const MlpSpec& mlp : ExpertKinds(width)) {
+      ExpectNearDouble({.hidden = 60, .slots = 2, .mlp = mlp}, {3, 4});
+      ExpectNearDouble({.hidden = 70, .slots = 2, .mlp = mlp, .type = WeightType::kBf16}, {1, 18});
+    }
   }
 }
 
-TEST_P(ExpertBackendContract, SlotsMayDifferInWidth) {
-  ExpectNearDouble({.hidden = 56, .intermediates = {44, 100, 16, 72, 1}}, {2, 3, 1, 2, 2});
-  ExpectNearDouble({.hidden = 56, .intermediates = {100, 1, 17}, .bias = true}, {7, 7, 7});
-}
-
 TEST_P(ExpertBackendContract, SlotsMayBeEmpty) {
-  const ExpertLayerCase c{.hidden = 56, .intermediates = {44, 44, 44, 44, 44}};
-  for (const Counts& counts :
-       {Counts{0, 0, 3, 0, 0}, Counts{2, 0, 0, 0, 0}, Counts{0, 0, 0, 0, 1}, Counts{0, 4, 0, 4, 0}})
-    ExpectNearDouble(c, counts);
+  for (const MlpSpec& mlp : ExpertKinds(44)) {
+    for (const Counts& counts :
+         {Counts{0, 0, 3, 0, 0}, Counts{2, 0, 0, 0, 0}, Counts{0, 0, 0, 0, 1}, Counts{0, 4, 0, 4, 0}})
+      ExpectNearDouble({.hidden = 56, .slots = 5, .mlp = mlp}, counts);
+  }
 }
 
 TEST_P(ExpertBackendContract, OneExpertMayTakeAllRows) {
-  ExpectNearDouble({.hidden = 56, .intermediates = {72, 72, 72}}, {0, 97, 0});
-  ExpectNearDouble({.hidden = 56, .intermediates = {72}}, {97});
+  ExpectNearDouble({.hidden = 56, .slots = 3, .mlp = {.intermediate = 72}}, {0, 97, 0});
+  ExpectNearDouble({.hidden = 56, .slots = 1, .mlp = {.intermediate = 72}}, {97});
 }
 
 TEST_P(ExpertBackendContract, NothingIsARunToo) {
   ThreadPool pool(2);
-  const auto backend = Make(pool, {.max_rows = 4, .intermediate = 44});
-  const ExpertShard::Layer layer = MakeExpertLayer({.hidden = 56, .intermediates = {44, 44}});
+  const auto backend = Make(pool, {.max_rows = 4, .inner_width = 88});
+  const ExpertShard::Layer layer = MakeExpertLayer({.hidden = 56, .slots = 2, .mlp = {.intermediate = 44}});
   EXPECT_TRUE(RunRows(*backend, layer, {0, 0}, {}, 56).empty());
-  const ExpertShard::Layer idle{.layer = 5};  // of a worker without a slot in this layer
+  const ExpertShard::Layer idle{.layer = 5, .mlp = {.intermediate = 44}};  // of a worker without a slot in this layer
   EXPECT_TRUE(RunRows(*backend, idle, {}, {}, 56).empty());
 }
 
 TEST_P(ExpertBackendContract, ARowsBitsDoNotDependOnTheRowsBesideIt) {
   constexpr std::size_t kHidden = 60;
   constexpr std::size_t kRows = 61;
-  for (const bool bias : {false, true}) {
+  for (const MlpSpec& mlp : ExpertKinds(72)) {
     const ExpertShard::Layer layer =
-        MakeExpertLayer({.hidden = kHidden, .intermediates = {72, 44}, .type = WeightType::kBf16, .bias = bias});
+        MakeExpertLayer({.hidden = kHidden, .slots = 2, .mlp = mlp, .type = WeightType::kBf16});
     ThreadPool pool(2);
-    const auto backend = Make(pool, {.max_rows = 2 * kRows, .intermediate = 100});
+    const auto backend = Make(pool, {.max_rows = 2 * kRows, .inner_width = kWidest});
     const std::vector<float> in = RandomValues(kRows * kHidden, 3);
     const auto row_of = [](const std::vector<float>& rows, std::size_t row) {
       return std::span(rows).subspan(row * kHidden, kHidden);
@@ -248,7 +290,7 @@ TEST_P(ExpertBackendContract, ARowsBitsDoNotDependOnTheRowsBesideIt) {
           RunRows(*backend, layer, {count, 0}, std::span(in).first(count * kHidden), kHidden);
       EXPECT_TRUE(SameBits(out, std::span(alone).first(count * kHidden))) << count << " rows";
     }
-    // Behind others, and with the other expert at work.
+    // Before and behind others, and with the other expert at work.
     std::vector<float> both(in.begin() + 7 * kHidden, in.end());
     both.insert(both.end(), in.begin(), in.end());
     const std::vector<float> out = RunRows(*backend, layer, {kRows - 7, kRows}, both, kHidden);
@@ -259,50 +301,57 @@ TEST_P(ExpertBackendContract, ARowsBitsDoNotDependOnTheRowsBesideIt) {
 
 TEST_P(ExpertBackendContract, ThreadsDoNotChangeTheBits) {
   constexpr std::size_t kHidden = 96;
-  const ExpertShard::Layer layer = MakeExpertLayer({.hidden = kHidden, .intermediates = {200, 136, 200}, .bias = true});
-  const Counts counts = {40, 1, 90};  // over 10^6 multiply-adds: worth sharing out
-  const std::vector<float> in = RandomValues(131 * kHidden, 4);
-  std::vector<float> expected;
-  for (const int threads : {1, 2, 4}) {
-    ThreadPool pool(threads);
-    const auto backend = Make(pool, {.max_rows = 131, .intermediate = 200});
-    for (int repeat = 0; repeat < 5; ++repeat) {
-      const std::vector<float> out = RunRows(*backend, layer, counts, in, kHidden);
-      if (expected.empty()) expected = out;
-      EXPECT_TRUE(SameBits(out, expected)) << threads << " threads";
+  for (const MlpSpec& mlp : ExpertKinds(200)) {
+    const ExpertShard::Layer layer = MakeExpertLayer({.hidden = kHidden, .slots = 3, .mlp = mlp});
+    const Counts counts = {40, 1, 90};  // over 10^6 multiply-adds: worth sharing out
+    const std::vector<float> in = RandomValues(131 * kHidden, 4);
+    std::vector<float> expected;
+    for (const int threads : {1, 2, 4}) {
+      ThreadPool pool(threads);
+      const auto backend = Make(pool, {.max_rows = 131, .inner_width = kWidest});
+      for (int repeat = 0; repeat < 3; ++repeat) {
+        const std::vector<float> out = RunRows(*backend, layer, counts, in, kHidden);
+        if (expected.empty()) expected = out;
+        EXPECT_TRUE(SameBits(out, expected)) << threads << " threads";
+      }
     }
   }
 }
 
 TEST_P(ExpertBackendContract, ARunLeavesNoTraceInTheNext) {
   constexpr std::size_t kHidden = 64;
-  const ExpertShard::Layer wide = MakeExpertLayer({.hidden = kHidden, .intermediates = {100, 72}, .bias = true});
-  const ExpertShard::Layer narrow = MakeExpertLayer({.hidden = kHidden, .intermediates = {44}});
+  const ExpertShard::Layer wide =
+      MakeExpertLayer({.hidden = kHidden, .slots = 2, .mlp = {.intermediate = 100, .bias = true}});
   ThreadPool pool(1);
-  const auto fresh = Make(pool, {.max_rows = 30, .intermediate = 100});
-  const auto used = Make(pool, {.max_rows = 30, .intermediate = 100});
   const std::vector<float> in = RandomValues(30 * kHidden, 8);
-  RunRows(*used, wide, {10, 20}, in, kHidden);
-  const std::span<const float> few = std::span(in).first(4 * kHidden);
-  EXPECT_TRUE(SameBits(RunRows(*used, narrow, {4}, few, kHidden), RunRows(*fresh, narrow, {4}, few, kHidden)));
+  for (const MlpSpec& mlp : ExpertKinds(44)) {
+    const ExpertShard::Layer narrow = MakeExpertLayer({.hidden = kHidden, .slots = 1, .mlp = mlp});
+    const auto fresh = Make(pool, {.max_rows = 30, .inner_width = kWidest});
+    const auto used = Make(pool, {.max_rows = 30, .inner_width = kWidest});
+    RunRows(*used, wide, {10, 20}, in, kHidden);
+    const std::span<const float> few = std::span(in).first(4 * kHidden);
+    EXPECT_TRUE(SameBits(RunRows(*used, narrow, {4}, few, kHidden), RunRows(*fresh, narrow, {4}, few, kHidden)));
+  }
 }
 
 TEST_P(ExpertBackendContract, TheSteadyStateAllocatesNothing) {
   constexpr std::size_t kHidden = 96;
-  const ExpertShard::Layer layer = MakeExpertLayer({.hidden = kHidden, .intermediates = {200, 136}, .bias = true});
-  const std::vector<std::uint32_t> offsets = {0, 60, 100};
-  const std::vector<float> in = RandomValues(100 * kHidden, 4);
-  std::vector<float> out(100 * kHidden);
-  ThreadPool pool(2);
-  const auto backend = Make(pool, {.max_rows = 100, .intermediate = 200});
-  const GroupedRows rows{.offsets = offsets,
-                         .in = MatrixView<const float>(in.data(), 100, kHidden),
-                         .out = MatrixView<float>(out.data(), 100, kHidden)};
-  backend->Run(layer, rows);
-  const std::uint64_t before = AllocationCount();
-  for (int i = 0; i < 20; ++i) backend->Run(layer, rows);
-  EXPECT_EQ(AllocationCount(), before);
-  EXPECT_GT(before, 0u) << "operator new is not being counted";
+  for (const MlpSpec& mlp : ExpertKinds(200)) {
+    const ExpertShard::Layer layer = MakeExpertLayer({.hidden = kHidden, .slots = 2, .mlp = mlp});
+    const std::vector<std::uint32_t> offsets = {0, 60, 100};
+    const std::vector<float> in = RandomValues(100 * kHidden, 4);
+    std::vector<float> out(100 * kHidden);
+    ThreadPool pool(2);
+    const auto backend = Make(pool, {.max_rows = 100, .inner_width = kWidest});
+    const GroupedRows rows{.offsets = offsets,
+                           .in = MatrixView<const float>(in.data(), 100, kHidden),
+                           .out = MatrixView<float>(out.data(), 100, kHidden)};
+    backend->Run(layer, rows);
+    const std::uint64_t before = AllocationCount();
+    for (int i = 0; i < 20; ++i) backend->Run(layer, rows);
+    EXPECT_EQ(AllocationCount(), before);
+    EXPECT_GT(before, 0u) << "operator new is not being counted";
+  }
 }
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(ExpertBackendContract);

@@ -18,7 +18,7 @@ std::vector<ExpertBackendContractParam> CpuBackends() {
     params.push_back(
         {"cpu_" + std::string(kernels->name()), [kernels](ThreadPool& pool, const ExpertBackendLimits& limits) {
            return MakeCpuExpertBackend(*kernels, pool,
-                                       {.max_rows = limits.max_rows, .intermediate = limits.intermediate});
+                                       {.max_rows = limits.max_rows, .inner_width = limits.inner_width});
          }});
   }
   return params;
@@ -43,39 +43,51 @@ struct Rows {
 
 TEST(CpuExpertBackend, InstructionSetsGiveTheSameBits) {
   for (const WeightType type : {WeightType::kF32, WeightType::kBf16, WeightType::kF16}) {
-    const ExpertShard::Layer layer =
-        MakeExpertLayer({.hidden = Rows::kHidden, .intermediates = {72, 44, 100}, .type = type, .bias = true});
-    ThreadPool pool(1);
-    std::vector<float> expected;
-    for (const Kernels* kernels : AvailableSimdKernels()) {
-      Rows rows;
-      MakeCpuExpertBackend(*kernels, pool, {.max_rows = 23, .intermediate = 100})->Run(layer, rows.grouped());
-      if (expected.empty()) expected = rows.out;
-      EXPECT_TRUE(SameBits(rows.out, expected)) << kernels->name();
+    for (const MlpSpec& mlp : ExpertKinds(100)) {
+      const ExpertShard::Layer layer = MakeExpertLayer({.hidden = Rows::kHidden, .slots = 3, .mlp = mlp, .type = type});
+      ThreadPool pool(1);
+      std::vector<float> expected;
+      for (const Kernels* kernels : AvailableSimdKernels()) {
+        Rows rows;
+        MakeCpuExpertBackend(*kernels, pool, {.max_rows = 23, .inner_width = 200})->Run(layer, rows.grouped());
+        if (expected.empty()) expected = rows.out;
+        EXPECT_TRUE(SameBits(rows.out, expected)) << kernels->name();
+      }
     }
   }
 }
 
 TEST(CpuExpertBackend, IsCalledCpu) {
   ThreadPool pool(1);
-  EXPECT_EQ(MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = 1, .intermediate = 1})->device(), "cpu");
+  EXPECT_EQ(MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = 1, .inner_width = 1})->device(), "cpu");
+}
+
+TEST(CpuExpertBackend, AnExpertWithoutAGateNeedsHalfTheRoom) {
+  const ExpertShard::Layer layer = MakeExpertLayer(
+      {.hidden = Rows::kHidden, .slots = 3, .mlp = {.intermediate = 44, .activation = Activation::kRelu}});
+  ThreadPool pool(1);
+  Rows narrow;
+  MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = 23, .inner_width = 44})->Run(layer, narrow.grouped());
+  Rows wide;
+  MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = 23, .inner_width = 88})->Run(layer, wide.grouped());
+  EXPECT_TRUE(SameBits(narrow.out, wide.out));
 }
 
 TEST(CpuExpertBackendDeathTest, RefusesRowsThatDoNotFit) {
-  const ExpertShard::Layer layer = MakeExpertLayer({.hidden = Rows::kHidden, .intermediates = {44, 44, 44}});
+  const ExpertShard::Layer layer = MakeExpertLayer({.hidden = Rows::kHidden, .slots = 3, .mlp = {.intermediate = 44}});
   ThreadPool pool(1);
   Rows rows;
-  const auto small = MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = 22, .intermediate = 44});
+  const auto small = MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = 22, .inner_width = 88});
   EXPECT_DEATH(small->Run(layer, rows.grouped()), "broken invariant") << "a row more than max_rows";
-  const auto narrow = MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = 23, .intermediate = 43});
-  EXPECT_DEATH(narrow->Run(layer, rows.grouped()), "broken invariant") << "an expert wider than intermediate";
+  const auto narrow = MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = 23, .inner_width = 87});
+  EXPECT_DEATH(narrow->Run(layer, rows.grouped()), "broken invariant") << "an expert wider than inner_width";
 }
 
 TEST(CpuExpertBackendDeathTest, RefusesOffsetsOfAnotherLayer) {
-  const ExpertShard::Layer layer = MakeExpertLayer({.hidden = Rows::kHidden, .intermediates = {44, 44}});
+  const ExpertShard::Layer layer = MakeExpertLayer({.hidden = Rows::kHidden, .slots = 2, .mlp = {.intermediate = 44}});
   ThreadPool pool(1);
   Rows rows;
-  const auto backend = MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = 23, .intermediate = 44});
+  const auto backend = MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = 23, .inner_width = 88});
   EXPECT_DEATH(backend->Run(layer, rows.grouped()), "broken invariant") << "three slots for a layer of two";
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/text.h"
 #include "model/parameter_count.h"
 #include "model/tensor_specs.h"
 #include "placement/placement.h"
@@ -177,6 +178,67 @@ TEST_F(ExpertShardTest, ReplicasAreLoadedWhereTheyArePlaced) {
     parameters += loaded.shard.parameters();
   }
   EXPECT_EQ(parameters, 2 * CountParameters(config_).by_part[static_cast<std::size_t>(ModelPart::kExperts)]);
+}
+
+/// Checkpoints that hold all experts of a layer in one tensor. `expert_bytes`: of one expert's parts of them; gate and
+/// up map the part that they share one after the other.
+struct FusedCase {
+  const char* golden;
+  std::uint64_t expert_bytes;
+};
+
+class FusedExperts : public ExpertShardTest, public ::testing::WithParamInterface<FusedCase> {
+ protected:
+  FusedExperts() : ExpertShardTest(Folder(Cat("tests/goldens/", GetParam().golden))) {}
+};
+
+TEST_P(FusedExperts, AreMappedByTheWorkersThatHostThem) {
+  for (const int workers : {1, 3}) {
+    const Placement placement = *LinearPlacement(Shape(workers));
+    for (int worker = 0; worker < workers; ++worker) {
+      std::uint64_t experts = 0;
+      for (const LayerPlacement& layer : placement.layers)
+        experts += layer.slots[static_cast<std::size_t>(worker)].size();
+      EXPECT_EQ(Load(placement, worker).mapped_bytes, experts * GetParam().expert_bytes)
+          << "worker " << worker << " of " << workers;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Goldens, FusedExperts,
+    ::testing::Values(FusedCase{"granitemoe", 4 * (2 * 72 * 64 + 64 * 36)},
+                      FusedCase{"llama4_text", 4 * (2 * 64 * 80 + 40 * 64)},
+                      // Blocks of 16 bytes and a scale for each 32 weights, and the biases in bf16.
+                      FusedCase{"gpt_oss", 17 * (2 * 128 * 3 + 96 * 2) + 2 * (2 * 128 + 96)}),
+    [](const auto& test) { return test.param.golden; });
+
+TEST(ExpertShard, SaysWhatItsExpertsCompute) {
+  const auto load = [](const std::string& golden) {
+    const std::filesystem::path folder = Folder("tests/goldens/" + golden);
+    const ModelConfig config = *ReadModelConfig(folder);
+    const Result<Checkpoint> checkpoint = Checkpoint::Open(folder);
+    const Placement placement =
+        *LinearPlacement({.num_experts = config.num_experts(), .workers = 1, .layers = config.sparse_layers()});
+    ThreadPool pool(1);
+    return ExpertShard::Load(config, *checkpoint, placement, WorkerId(0), WeightType::kF32, pool);
+  };
+  const Result<ExpertShard> gpt_oss_shard = load("gpt_oss");
+  const ExpertShard::Layer& gpt_oss = gpt_oss_shard->layers().front();
+  EXPECT_EQ(gpt_oss.mlp.activation, Activation::kClampedSwiGlu);
+  EXPECT_GT(gpt_oss.mlp.limit, 0);
+  EXPECT_EQ(gpt_oss.weights[0].gate_up_bias.size(), 128u);
+  EXPECT_EQ(gpt_oss.weights[0].down_bias.size(), 96u);
+  const Result<ExpertShard> switch_base_shard = load("switch_base");
+  const ExpertShard::Layer& switch_base = switch_base_shard->layers().front();
+  EXPECT_EQ(switch_base.mlp.activation, Activation::kRelu);
+  EXPECT_EQ(switch_base.weights[0].gate_up.rows(), 44u) << "no gate";
+  EXPECT_TRUE(load("llama4_text")->layers().front().scales_input);
+  const Result<ExpertShard> mixtral_shard = load("mixtral");
+  const ExpertShard::Layer& mixtral = mixtral_shard->layers().front();
+  EXPECT_FALSE(mixtral.scales_input);
+  EXPECT_EQ(mixtral.mlp.activation, Activation::kSiluGated);
+  EXPECT_TRUE(mixtral.weights[0].gate_up_bias.empty());
 }
 
 TEST_F(ExpertShardTest, LayersMayBePlacedDifferently) {

@@ -41,11 +41,11 @@ Placement TestPlacement() {
           .layers = {{0, {{}}}, {static_cast<int>(kLayer), {{3, 0, 5}}}, {2, {{1}}}}};
 }
 
-ExpertShard LoadShard(ThreadPool& pool) {
-  const std::filesystem::path folder = std::filesystem::path(MOE_SOURCE_DIR) / "tests/goldens/mixtral";
+ExpertShard LoadShard(const std::string& golden, const Placement& placement, ThreadPool& pool) {
+  const std::filesystem::path folder = std::filesystem::path(MOE_SOURCE_DIR) / "tests/goldens" / golden;
   const Result<ModelConfig> config = ReadModelConfig(folder);
   const Result<Checkpoint> checkpoint = Checkpoint::Open(folder);
-  return *ExpertShard::Load(*config, *checkpoint, TestPlacement(), WorkerId(0), WeightType::kF32, pool);
+  return *ExpertShard::Load(*config, *checkpoint, placement, WorkerId(0), WeightType::kF32, pool);
 }
 
 InProcessEnds MakeEnds(int routers, const TransportLimits& limits, FrameTap* tap) {
@@ -95,8 +95,9 @@ std::span<const std::byte> Ask(Exchange& exchange, std::size_t bytes) {
 
 class WorkerTest : public ::testing::Test {
  protected:
-  WorkerTest() : pool_(1), shard_(LoadShard(pool_)) {
-    reference_ = MakeCpuExpertBackend(SimdKernels(), pool_, {.max_rows = 1, .intermediate = 44});
+  explicit WorkerTest(const std::string& golden = "mixtral", const Placement& placement = TestPlacement())
+      : pool_(1), shard_(LoadShard(golden, placement, pool_)), hidden_(shard_.Find(kLayer)->weights[0].down.rows()) {
+    reference_ = MakeCpuExpertBackend(SimdKernels(), pool_, {.max_rows = 1, .inner_width = 88});
   }
   ~WorkerTest() override { (void)Stop(); }
 
@@ -107,8 +108,8 @@ class WorkerTest : public ::testing::Test {
     exchange_ = router(0).MakeExchange();
     thread_ = std::thread([this, failure, endpoint = std::move(ends.workers[0])]() mutable {
       ThreadPool pool(2);
-      const auto backend = MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = kMaxPairs, .intermediate = 44});
-      Worker worker({.hidden = kHidden, .max_pairs = kMaxPairs}, description_, shard_, *backend, totals_,
+      const auto backend = MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = kMaxPairs, .inner_width = 88});
+      Worker worker({.hidden = hidden_, .max_pairs = kMaxPairs}, description_, shard_, *backend, totals_,
                     [this](const DispatchFigures& figures) { observed_.push_back(figures); });
       result_ = failure.ok() ? worker.Run(*endpoint) : ServeFailure(*endpoint, failure);
       endpoint.reset();
@@ -137,12 +138,14 @@ class WorkerTest : public ::testing::Test {
     std::vector<float> in = request.Row(pair.row);
     travel(in);
     const ExpertShard::Layer& all = *shard_.Find(request.layer);
+    if (all.scales_input)
+      for (float& value : in) value *= pair.weight;
     std::vector<std::uint32_t> offsets(all.experts.size() + 1, 0);
     for (std::size_t slot = pair.slot; slot < all.experts.size(); ++slot) offsets[slot + 1] = 1;
-    std::vector<float> out(kHidden);
+    std::vector<float> out(hidden_);
     reference_->Run(all, {.offsets = offsets,
-                          .in = MatrixView<const float>(in.data(), 1, kHidden),
-                          .out = MatrixView<float>(out.data(), 1, kHidden)});
+                          .in = MatrixView<const float>(in.data(), 1, hidden_),
+                          .out = MatrixView<float>(out.data(), 1, hidden_)});
     travel(out);
     return out;
   }
@@ -150,7 +153,7 @@ class WorkerTest : public ::testing::Test {
   void ExpectRightReply(std::span<const std::byte> payload, const Request& request) const {
     const Result<DispatchReplyReader> reply = DispatchReplyReader::Parse(payload, request.shape());
     ASSERT_TRUE(reply.ok()) << reply.status().message();
-    std::vector<float> row(kHidden);
+    std::vector<float> row(hidden_);
     for (std::size_t i = 0; i < request.pairs.size(); ++i) {
       reply->GetRow(i, row);
       ASSERT_TRUE(SameBits(row, Expected(request, request.pairs[i]))) << "pair " << i;
@@ -176,6 +179,7 @@ class WorkerTest : public ::testing::Test {
 
   ThreadPool pool_;  // of the test itself
   const ExpertShard shard_;
+  const std::size_t hidden_;
   std::unique_ptr<ExpertBackend> reference_;
   WorkerDescription description_{.host = "here", .pid = 42, .kernel_target = "avx9", .threads = 2};
   WorkerTotals totals_;
@@ -219,6 +223,25 @@ TEST_F(WorkerTest, RandomDispatchesUpToTheLimitAreAllRight) {
 TEST_F(WorkerTest, GateWeightsDoNotScaleTheRows) {
   Start();
   ExpectServed({.pairs = {{.row = 0, .slot = 1, .weight = 0.25f}, {.row = 0, .slot = 1, .weight = -3}}});
+}
+
+/// Llama 4, whose gate weighs what an expert reads: experts 2 and 0 of layer 1.
+class InputScalingWorker : public WorkerTest {
+ protected:
+  InputScalingWorker()
+      : WorkerTest("llama4_text",
+                   {.generation = kGeneration, .num_experts = 4, .workers = 1, .layers = {{1, {{2, 0}}}, {3, {{}}}}}) {}
+};
+
+TEST_F(InputScalingWorker, GateWeightsScaleWhatTheExpertReads) {
+  ASSERT_TRUE(shard_.Find(kLayer)->scales_input);
+  Start();
+  for (const ExchangeType type : {ExchangeType::kF32, ExchangeType::kBf16}) {
+    const Request request{
+        .pairs = {{0, 1, 0.25f}, {0, 0, 1.0f}, {1, 1, 0.75f}, {0, 1, -3}}, .rows = 2, .hidden = 64, .type = type};
+    EXPECT_FALSE(SameBits(Expected(request, request.pairs[0]), Expected(request, request.pairs[3])));
+    ExpectServed(request);
+  }
 }
 
 TEST_F(WorkerTest, AnUnknownGenerationIsNamed) {
