@@ -56,6 +56,23 @@ TEST_P(EngineIdentity, TheTrainedModelGivesTheBitsOfThePlainRun) {
 INSTANTIATE_TEST_SUITE_P(All, EngineIdentity, testing::ValuesIn(Variations()),
                          [](const auto& test) { return test.param.name; });
 
+TEST(EngineWindow, ASequenceLongerThanTheCacheGivesTheSameBits) {
+  // Mistral with a window of 8 on every layer: 300 positions pass through 2 pages of 32, over and over.
+  const HarnessOptions wide{.model = "tests/goldens/mistral", .max_step_tokens = 512, .kv_pages = 64};
+  HarnessOptions narrow = wide;
+  narrow.max_step_tokens = 16;
+  narrow.kv_pages = 2;
+  for (const std::size_t prompt : {std::size_t{200}, std::size_t{3}}) {
+    SequenceRequest request = Greedy(RandomTokens(prompt, prompt, 200), 100);
+    request.num_logprobs = 4;
+    EngineHarness harness(narrow);
+    ASSERT_LT(harness.cache().capacity_tokens(), 100u);
+    const std::vector<Client> clients = harness.RunAll({request, request});  // one waits for the other's pages
+    const std::vector<Client> expected = EngineHarness(wide).RunAll({request});
+    for (const Client& client : clients) ExpectSameBits(*client.output, *expected.front().output);
+  }
+}
+
 TEST(EngineSampling, ASeedAndAnIndexDecideASampledContinuation) {
   const auto continuation = [](std::uint64_t seed, std::uint32_t index) {
     EngineHarness harness({.workers = 2});

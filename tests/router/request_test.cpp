@@ -314,6 +314,73 @@ TEST(ParseScore, RoutingCountsTowardsTheAnswersSize) {
               testing::AllOf(HasSubstr("return_routing"), HasSubstr("4812"), HasSubstr("4000")));
 }
 
+// Encoder and decoder: the client's tokens are the source.
+class ParseForEncoder : public testing::Test {
+ protected:
+  ParseForEncoder() : config_(Config()), limits_(Limits()) {
+    config_.encoder_layers = 1;
+    config_.layers.resize(2);
+    config_.decoder_start_token = 5;
+    limits_.max_source_tokens = 12;
+  }
+  static v1::GenerateRequest Generating(int source, std::uint32_t new_tokens) {
+    v1::GenerateRequest message;
+    v1::TokenSequence& sequence = *message.add_sequences();
+    for (int i = 0; i < source; ++i) sequence.add_token_ids(static_cast<std::uint32_t>(i));
+    message.set_max_new_tokens(new_tokens);
+    return message;
+  }
+  auto Parse(const v1::GenerateRequest& message) { return ParseGenerate(message, config_, limits_, kDrawnSeed); }
+
+  ModelConfig config_;
+  RequestLimits limits_;
+};
+
+TEST_F(ParseForEncoder, TokensAreTheSourceAndTheDecoderBeginsWithItsStartToken) {
+  const auto parsed = Parse(Generating(3, 4));
+  ASSERT_TRUE(parsed.ok()) << parsed.status().message();
+  const SequenceRequest& request = parsed->front();
+  EXPECT_THAT(request.source, ElementsAre(0, 1, 2));
+  EXPECT_THAT(request.prompt, ElementsAre(5));
+  EXPECT_EQ(request.sent_tokens(), 3u);
+  EXPECT_EQ(request.kv_demand().source, 3u);
+  EXPECT_EQ(request.kv_demand().tokens, 4u) << "the start token, and all but the last that is generated";
+}
+
+TEST_F(ParseForEncoder, SourceAndContinuationAreTwoContexts) {
+  EXPECT_TRUE(Parse(Generating(12, 16)).ok()) << "the context is 16";
+  const auto parsed = Parse(Generating(1, 17));
+  ASSERT_FALSE(parsed.ok());
+  EXPECT_EQ(parsed.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(parsed.status().message(), testing::AllOf(HasSubstr("max_new_tokens 17"), HasSubstr("16")));
+}
+
+TEST_F(ParseForEncoder, ASourceThatNoStepHoldsIsRefused) {
+  const auto parsed = Parse(Generating(13, 1));
+  ASSERT_FALSE(parsed.ok());
+  EXPECT_EQ(parsed.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_THAT(parsed.status().message(),
+              testing::AllOf(HasSubstr("sequences[0].token_ids"), HasSubstr("13"), HasSubstr("12")));
+  EXPECT_FALSE(Parse(Generating(17, 1)).ok()) << "nor one that the context does not hold";
+}
+
+TEST_F(ParseForEncoder, ScoresHaveTheLogitsOfTheFirstStepOnly) {
+  v1::ScoreRequest message = Score();
+  for (const v1::LogitsMode mode : {v1::LOGITS_MODE_NONE, v1::LOGITS_MODE_ALL}) {
+    message.set_return_logits(mode);
+    const auto parsed = ParseScore(message, config_, limits_);
+    ASSERT_FALSE(parsed.ok());
+    EXPECT_EQ(parsed.status().code(), StatusCode::kUnimplemented);
+    EXPECT_THAT(parsed.status().message(), testing::AllOf(HasSubstr(v1::LogitsMode_Name(mode)), HasSubstr("LAST")));
+  }
+  message.set_return_logits(v1::LOGITS_MODE_LAST);
+  const auto parsed = ParseScore(message, config_, limits_);
+  ASSERT_TRUE(parsed.ok()) << parsed.status().message();
+  EXPECT_THAT(parsed->front().source, ElementsAre(1, 2, 3));
+  EXPECT_THAT(parsed->front().prompt, ElementsAre(5));
+  EXPECT_EQ(parsed->front().score_logits, ScoreLogits::kLast);
+}
+
 TEST(ParseScore, ASequenceMayFillTheContext) {
   v1::ScoreRequest message = Score();
   for (int i = 0; i < 13; ++i) message.mutable_sequences(0)->add_token_ids(1);
