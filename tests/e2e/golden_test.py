@@ -1,14 +1,16 @@
 """What an independent implementation says, reproduced through the gRPC API: golden checkpoints (tests/goldens/README.md
 derives the tolerances) and the bundled models with their held-out loss and their tasks."""
 
+import collections
 import json
 import math
 import pathlib
+import re
+import struct
 
 import safetensors_file
 import serving
 
-CASES = ("mixtral", "mixtral_bf16", "llama", "llama3_rope", "mistral")
 BUNDLED = ("eight-languages-moe", "eight-languages-dense", "eight-languages-collapsed")
 WINDOW = 256       # bytes; the first of a window is not scored
 NLL_TOLERANCE = 1e-4
@@ -35,58 +37,114 @@ def rows_of(flat, columns: int) -> list[list[float]]:
 class GoldenCase:
     """A folder of tests/goldens."""
 
-    def __init__(self, name: str):
-        self.folder: pathlib.Path = serving.GOLDENS / name
-        golden = json.loads((self.folder / "golden.json").read_text())
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        golden = json.loads((folder / "golden.json").read_text())
+        self.config = json.loads((folder / "config.json").read_text())
         self.prompts: list[dict] = golden["prompts"]
-        self.tensors = safetensors_file.Tensors(self.folder / "golden.safetensors")
+        self.parameters: int = golden["num_parameters"]
+        self.tensors = safetensors_file.Tensors(folder / "golden.safetensors")
         self.tolerance = max(8 * golden["fp32_noise"], 1e-4)
+        self.router_tolerance = ROUTER_WEIGHT_TOLERANCE * max(1, self.config.get("routed_scaling_factor") or 1)
+
+    @property
+    def ids(self) -> list[list[int]]:
+        return [prompt["ids"] for prompt in self.prompts]
+
+    @property
+    def has_encoder(self) -> bool:
+        return self.config.get("is_encoder_decoder", False)
+
+    def routed_layers(self) -> list[int]:
+        """Those whose routing the golden has: all that are sparse, of an encoder-decoder the encoder's."""
+        names = (re.fullmatch(r"prompt0\.router\.(\d+)\.ids", name) for name in self.tensors.names())
+        return sorted(int(name[1]) for name in names if name)
 
 
 class GoldenTest(serving.ServingTest):
+    """Every case, in one process and over three ranks."""
 
-    def check_logits(self, case: GoldenCase, server: serving.Server) -> None:
+    def check_logits(self, case: GoldenCase, server: serving.Server) -> list[bytes]:
+        """The logits are near the golden's; returned as bits."""
         vocabulary = server.model().vocab_size
-        scores = server.score([prompt["ids"] for prompt in case.prompts], "ALL")
-        for i, (prompt, score) in enumerate(zip(case.prompts, scores)):
+        scores = server.score(case.ids, "LAST" if case.has_encoder else "ALL")
+        for i, (prompt, score) in enumerate(zip(case.prompts, scores, strict=True)):
             positions = rows_of(score.logits, vocabulary)
             self.assertLessEqual(largest_difference(positions[-1], case.tensors.values(f"prompt{i}.logits")),
                                  case.tolerance, f"prompt {i}")
-            self.assertEqual([argmax(row) for row in positions], prompt["argmax"], f"prompt {i}")
-        self.assertLessEqual(largest_difference(list(scores[0].logits), case.tensors.values("prompt0.all_logits")),
-                             case.tolerance)
+            greedy = [argmax(row) for row in positions]
+            self.assertEqual(greedy, prompt["greedy"][:1] if case.has_encoder else prompt["argmax"], f"prompt {i}")
+        if not case.has_encoder:
+            self.assertLessEqual(largest_difference(list(scores[0].logits), case.tensors.values("prompt0.all_logits")),
+                                 case.tolerance)
+        return [struct.pack(f"<{len(score.logits)}f", *score.logits) for score in scores]
 
     def check_greedy(self, case: GoldenCase, server: serving.Server) -> None:
-        results = server.generate([prompt["ids"] for prompt in case.prompts], len(case.prompts[0]["greedy"]))
-        for i, (prompt, result) in enumerate(zip(case.prompts, results)):
+        """The continuations, and what Usage counts of them."""
+        results = server.generate(case.ids, len(case.prompts[0]["greedy"]), return_routing=True)
+        active = server.model().parameters.active
+        for i, (prompt, result) in enumerate(zip(case.prompts, results, strict=True)):
             self.assertEqual(result.token_ids, prompt["greedy"], f"prompt {i}")
+            usage = result.finish.usage
+            self.assertEqual((usage.prompt_tokens, usage.generated_tokens, usage.active_parameters_per_token),
+                             (len(prompt["ids"]), len(prompt["greedy"]), active))
+            computed = [(layer.layer, expert) for layer in result.routing
+                        for expert, weight in zip(layer.expert_ids, layer.weights, strict=True) if weight != 0]
+            self.assertEqual((usage.expert_rows, usage.unique_experts), (len(computed), len(set(computed))))
+            # A layer's routing may come in several events; together they have every position once.
+            pairs = collections.Counter()
+            for layer in result.routing:
+                pairs[layer.layer] += len(layer.expert_ids) // layer.experts_per_token
+            decoded = len(prompt["greedy"]) + (0 if case.has_encoder else len(prompt["ids"]) - 1)
+            encoder_layers = case.config["num_layers"] if case.has_encoder else 0
+            for layer, positions in pairs.items():
+                self.assertEqual(positions, len(prompt["ids"]) if layer < encoder_layers else decoded,
+                                 f"prompt {i}, layer {layer}")
 
-    def check_routing(self, case: GoldenCase, server: serving.Server) -> int:
-        """Experts and weights of prompt 0; the number of layers looked at."""
-        (score,) = server.score([case.prompts[0]["ids"]], "NONE", return_routing=True)
-        for layer in score.routing:
-            name = f"prompt0.router.{layer.layer}"
-            golden = [dict(zip(ids, weights)) for ids, weights in
-                      zip(case.tensors.rows(f"{name}.ids"), case.tensors.rows(f"{name}.weights"), strict=True)]
-            given = [dict(zip(ids, weights)) for ids, weights in
-                     zip(rows_of(layer.expert_ids, layer.experts_per_token),
-                         rows_of(layer.weights, layer.experts_per_token), strict=True)]
-            for token, (want, got) in enumerate(zip(golden, given, strict=True)):
-                self.assertEqual(want.keys(), got.keys(), f"layer {layer.layer}, token {token}")
-                worst = max(abs(want[expert] - got[expert]) for expert in want)
-                self.assertLessEqual(worst, ROUTER_WEIGHT_TOLERANCE, f"layer {layer.layer}, token {token}")
-        return len(score.routing)
+    def check_routing(self, case: GoldenCase, server: serving.Server) -> None:
+        """Experts and weights of prompt 0 on every layer; a token that an encoder drops has weight 0."""
+        mode = "LAST" if case.has_encoder else "NONE"
+        (score,) = server.score([case.prompts[0]["ids"]], mode, return_routing=True)
+        layers = {layer.layer: layer for layer in score.routing}
+        self.assertEqual([layer.layer for layer in score.routing], sorted(layers))
+        expected = case.routed_layers()
+        if case.has_encoder:
+            decoder = [layer + case.config["num_layers"] for layer in expected]  # the golden's two stacks are alike
+            self.assertEqual([len(layers[layer].expert_ids) for layer in decoder], [1] * len(decoder))
+            self.assertEqual(sorted(layers), expected + decoder)
+        else:
+            self.assertEqual(sorted(layers), expected)
+        for index in expected:
+            layer = layers[index]
+            want = self.routes(case.tensors.rows(f"prompt0.router.{index}.ids"),
+                               case.tensors.rows(f"prompt0.router.{index}.weights"))
+            got = self.routes(rows_of(layer.expert_ids, layer.experts_per_token),
+                              rows_of(layer.weights, layer.experts_per_token))
+            self.assertEqual([token.keys() for token in got], [token.keys() for token in want], f"layer {index}")
+            for token, (a, b) in enumerate(zip(want, got, strict=True)):
+                worst = max(abs(a[expert] - b[expert]) for expert in a)
+                self.assertLessEqual(worst, case.router_tolerance, f"layer {index}, token {token}")
+            dropped = case.prompts[0].get("dropped_encoder_tokens", {}).get(str(index), [])
+            self.assertEqual([token for token, weights in enumerate(got) if 0 in weights.values()], dropped)
+
+    @staticmethod
+    def routes(ids: list[list[int]], weights: list[list[float]]) -> list[dict[int, float]]:
+        return [dict(zip(row, values, strict=True)) for row, values in zip(ids, weights, strict=True)]
 
     def test_goldens(self):
-        for name in CASES:
-            for ranks in (0, 4):
-                with self.subTest(case=name, ranks=ranks):
-                    case = GoldenCase(name)
-                    with serving.running(case.folder, ranks) as server:
-                        self.check_logits(case, server)
-                        self.check_greedy(case, server)
-                        model = server.model()
-                        self.assertEqual(self.check_routing(case, server), model.num_layers if model.num_experts else 0)
+        folders = sorted(path.parent for path in serving.GOLDENS.glob("*/golden.json"))
+        self.assertGreaterEqual(len(folders), 19)
+        for folder in folders:
+            case = GoldenCase(folder)
+            bits = []
+            for ranks in (0, 3):
+                with self.subTest(case=folder.name, ranks=ranks), serving.running(folder, ranks) as server:
+                    self.assertEqual(server.model().parameters.total, case.parameters)
+                    bits.append(self.check_logits(case, server))
+                    self.check_greedy(case, server)
+                    self.check_routing(case, server)
+            with self.subTest(case=folder.name, same_bits=True):
+                self.assertEqual(*bits)
 
 
 class BundledModelTest(serving.ServingTest):

@@ -18,6 +18,9 @@ class Tensors:
         self._values = blob[8 + size:]
         assert sys.byteorder == "little", "the format is little-endian"
 
+    def names(self) -> list[str]:
+        return [name for name in self._entries if name != "__metadata__"]
+
     def shape(self, name: str) -> list[int]:
         return self._entries[name]["shape"]
 
