@@ -13,12 +13,9 @@ import typing
 import serving
 
 NEW_TOKENS = 16
-VOCABULARY = 256
 LAYERS = 4
-_rng = random.Random(11)
-PROMPTS = [[_rng.randrange(VOCABULARY) for _ in range(length)] for length in (1, 2, 5, 17, 40, 100)]
-COMPANY = [[_rng.randrange(VOCABULARY) for _ in range(length)] for length in (3, 64, 9)]
-GREEDY = {}
+# One of each kind of attention, gate and expert that rows are exchanged for.
+FAMILIES = ("deepseek_v3", "gpt_oss", "llama4_text", "switch_base", "qwen2_moe", "granitemoe", "olmoe", "glm4_moe")
 SAMPLED = dict(temperature=0.9, top_k=40, top_p=0.95, min_p=0.01, seed=7, repetition_penalty=1.2, presence_penalty=0.3,
                frequency_penalty=0.2)
 
@@ -26,6 +23,24 @@ SAMPLED = dict(temperature=0.9, top_k=40, top_p=0.95, min_p=0.01, seed=7, repeti
 def bits(values: typing.Iterable[float]) -> bytes:
     values = list(values)
     return struct.pack(f"<{len(values)}f", *values)
+
+
+class Questions:
+    """What a model is asked: prompts with lengths on both sides of a page of the KV cache, and company."""
+
+    def __init__(self, vocabulary: int = 256, logits: str = "ALL", longest: int = 100):
+        rng = random.Random(11)
+        def prompts(*lengths: int) -> list[list[int]]:
+            return [[rng.randrange(vocabulary) for _ in range(length)] for length in lengths]
+        self.prompts = prompts(1, 2, 5, 17, 40, longest)
+        self.company = prompts(3, 64, 9)
+        self.logits = logits
+        self.logit_bytes = [4 * vocabulary * (len(prompt) if logits == "ALL" else 1) for prompt in self.prompts]
+
+    @classmethod
+    def of(cls, folder: pathlib.Path) -> "Questions":
+        config = json.loads((folder / "config.json").read_text())
+        return cls(config["vocab_size"], "LAST" if config.get("is_encoder_decoder") else "ALL", longest=70)
 
 
 @dataclasses.dataclass
@@ -43,31 +58,33 @@ class Answers:
                 if a != b]
 
 
-def ask_alone(server: serving.Server) -> Answers:
+def ask_alone(server: serving.Server, questions: Questions) -> Answers:
     """Every request when there is no other."""
-    greedy = [server.generate([prompt], NEW_TOKENS, logprobs=3)[0] for prompt in PROMPTS]
+    prompts = questions.prompts
+    greedy = [server.generate([prompt], NEW_TOKENS, logprobs=3)[0] for prompt in prompts]
     return Answers(
         greedy=[result.token_ids for result in greedy],
-        sampled=[server.generate([prompt], NEW_TOKENS, sampling=SAMPLED)[0].token_ids for prompt in PROMPTS],
-        batched=[result.token_ids for result in server.generate(PROMPTS, NEW_TOKENS, sampling=SAMPLED)],
-        logits=[bits(server.score([prompt], "ALL")[0].logits) for prompt in PROMPTS],
+        sampled=[server.generate([prompt], NEW_TOKENS, sampling=SAMPLED)[0].token_ids for prompt in prompts],
+        batched=[result.token_ids for result in server.generate(prompts, NEW_TOKENS, sampling=SAMPLED)],
+        logits=[bits(server.score([prompt], questions.logits)[0].logits) for prompt in prompts],
         logprobs=[logprob_bits(result) for result in greedy])
 
 
-def ask_together(server: serving.Server) -> Answers:
+def ask_together(server: serving.Server, questions: Questions) -> Answers:
     """All requests at once, beside some that are not looked at."""
-    with concurrent.futures.ThreadPoolExecutor(4 * len(PROMPTS)) as pool:
-        company = pool.submit(server.generate, COMPANY, 3 * NEW_TOKENS, sampling=dict(temperature=2.0, seed=1))
-        batched = pool.submit(server.generate, PROMPTS, NEW_TOKENS, sampling=SAMPLED)
-        greedy = [pool.submit(server.generate, [prompt], NEW_TOKENS, logprobs=3) for prompt in PROMPTS]
-        sampled = [pool.submit(server.generate, [prompt], NEW_TOKENS, sampling=SAMPLED) for prompt in PROMPTS]
-        scores = pool.submit(server.score, PROMPTS + COMPANY, "ALL")
-        company.result()
+    prompts, company = questions.prompts, questions.company
+    with concurrent.futures.ThreadPoolExecutor(4 * len(prompts)) as pool:
+        beside = pool.submit(server.generate, company, 3 * NEW_TOKENS, sampling=dict(temperature=2.0, seed=1))
+        batched = pool.submit(server.generate, prompts, NEW_TOKENS, sampling=SAMPLED)
+        greedy = [pool.submit(server.generate, [prompt], NEW_TOKENS, logprobs=3) for prompt in prompts]
+        sampled = [pool.submit(server.generate, [prompt], NEW_TOKENS, sampling=SAMPLED) for prompt in prompts]
+        scores = pool.submit(server.score, prompts + company, questions.logits)
+        beside.result()
         return Answers(
             greedy=[future.result()[0].token_ids for future in greedy],
             sampled=[future.result()[0].token_ids for future in sampled],
             batched=[result.token_ids for result in batched.result()],
-            logits=[bits(score.logits) for score in scores.result()[:len(PROMPTS)]],
+            logits=[bits(score.logits) for score in scores.result()[:len(prompts)]],
             logprobs=[logprob_bits(future.result()[0]) for future in greedy])
 
 
@@ -85,18 +102,34 @@ def uneven_placement() -> dict:
 
 class IdentityTest(serving.ServingTest):
 
-    def answers(self, ask, ranks: int, *flags) -> Answers:
-        with serving.running(serving.MOE, ranks, *flags) as server:
-            return ask(server)
+    def answers(self, ask, ranks: int, *flags, model: pathlib.Path = serving.MOE,
+                questions: Questions = Questions()) -> Answers:
+        with serving.running(model, ranks, *flags) as server:
+            return ask(server, questions)
 
     def assert_same(self, expected: Answers, given: Answers) -> None:
         self.assertEqual(given.differences(expected), [])
 
+    def assert_complete(self, answers: Answers, questions: Questions) -> None:
+        """The answers to compare with have something to show."""
+        self.assertTrue(all(len(tokens) == NEW_TOKENS for tokens in answers.greedy + answers.sampled))
+        self.assertEqual([len(logits) for logits in answers.logits], questions.logit_bytes)
+        self.assertNotEqual(answers.greedy, answers.sampled)
+
+    def test_every_family_gives_the_same_bits_over_mpi(self):
+        for family in FAMILIES:
+            folder = serving.GOLDENS / family
+            with self.subTest(family):
+                questions = Questions.of(folder)
+                asked = dict(model=folder, questions=questions)
+                reference = self.answers(ask_alone, 0, "--threads", 1, **asked)
+                self.assert_complete(reference, questions)
+                self.assert_same(reference, self.answers(ask_together, 3, "--placement", "round_robin",
+                                                         "--redundant-experts", 2, "--prefill-chunk", 7, **asked))
+
     def test_every_topology_gives_the_same_bits(self):
         reference = self.answers(ask_alone, 0, "--threads", 1)
-        self.assertTrue(all(len(tokens) == NEW_TOKENS for tokens in reference.greedy + reference.sampled))
-        self.assertEqual([len(logits) for logits in reference.logits], [4 * VOCABULARY * len(p) for p in PROMPTS])
-        self.assertNotEqual(reference.greedy, reference.sampled)
+        self.assert_complete(reference, Questions())
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder, "placement.json")
             file.write_text(json.dumps(uneven_placement()))
@@ -114,7 +147,7 @@ class IdentityTest(serving.ServingTest):
 
     def test_requests_do_not_depend_on_each_other_over_mpi(self):
         with serving.running(serving.MOE, 3, "--prefill-chunk", 1) as server:
-            self.assert_same(ask_alone(server), ask_together(server))
+            self.assert_same(ask_alone(server, Questions()), ask_together(server, Questions()))
 
     def test_each_weight_type_agrees_with_itself(self):
         results = {}
