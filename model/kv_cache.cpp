@@ -1,6 +1,7 @@
 #include "model/kv_cache.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "core/check.h"
 
@@ -86,6 +87,7 @@ KvPlan PlanKv(const ModelConfig& config, const KvLimits& limits) {
   const std::vector<KvGroup> groups = KvGroups(config);
   const std::vector<std::size_t> floats = PageFloats(config, groups);
   KvPlan plan{.max_chunk = limits.max_chunk};
+  bool overflows = false;
   for (std::size_t g = 0; g < groups.size(); ++g) {
     std::size_t pages = std::max<std::size_t>(1, PagesFor(limits.tokens));
     if (groups[g].limited()) {
@@ -94,8 +96,14 @@ KvPlan PlanKv(const ModelConfig& config, const KvLimits& limits) {
     // Every sequence of a step may leave a page partly empty.
     if (groups[g].transient) pages = PagesFor(limits.max_step_tokens) + limits.max_sequences;
     plan.pages.push_back(pages);
-    plan.bytes += std::uint64_t{pages} * floats[g] * sizeof(float);
+    const auto page_bytes = static_cast<std::uint64_t>(floats[g]) * sizeof(float);
+    std::uint64_t group_bytes = 0;
+    if (__builtin_mul_overflow(std::uint64_t{pages}, page_bytes, &group_bytes) ||
+        __builtin_add_overflow(plan.bytes, group_bytes, &plan.bytes)) {
+      overflows = true;
+    }
   }
+  if (overflows) plan.bytes = std::numeric_limits<std::uint64_t>::max();
   return plan;
 }
 

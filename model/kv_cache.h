@@ -51,7 +51,7 @@ struct KvLimits {
 /// The pages of each group, and their memory.
 struct KvPlan {
   std::vector<std::size_t> pages;
-  std::uint64_t bytes = 0;
+  std::uint64_t bytes = 0;  // the largest number when they are more than it: no machine has as many
   std::size_t max_chunk = 0;
 };
 KvPlan PlanKv(const ModelConfig& config, const KvLimits& limits);
