@@ -12,11 +12,12 @@
 namespace moe {
 
 // The largest sizes that a configuration may ask for: several times the largest published model's, and small enough
-// that no product of them overflows 64 bits (2^17 * 2^19 * 3 * 2^13 * 2^11 parameters in experts).
+// that no product of them overflows 64 bits, nor the sum of all weights' bytes: 2^17 * 2^19 * 3 * 2^13 * 2^11
+// parameters in experts are 0.75 * 2^64 bytes of fp32, and what is not in experts has less than 2^58.
 inline constexpr IntRange kVocabSizes = {.max = 1 << 24};
 inline constexpr IntRange kHiddenSizes = {.max = 1 << 17};
 inline constexpr IntRange kIntermediateSizes = {.max = 1 << 19};
-inline constexpr IntRange kLayerCounts = {.max = 1 << 11};
+inline constexpr IntRange kLayerCounts = {.max = 1 << 11};  // of all stacks together
 inline constexpr IntRange kLayerIndices = {.min = 0, .max = kLayerCounts.max};
 inline constexpr IntRange kHeadCounts = {.max = 1 << 12};
 inline constexpr IntRange kHeadDims = {.max = 1 << 12};

@@ -102,13 +102,15 @@ void Parse(KeyReader& keys, ModelConfig& config) {
   layer.attention.causal = false;
   const AttentionSpec cross = layer.attention;
   layer.attention.relative_bias = ReadRelativeBias(keys);
-  const int num_layers = keys.Int("num_layers", kLayerCounts);
+  // Of the layers that a model may have, half for each stack.
+  constexpr IntRange kStackLayers = {.max = kLayerCounts.max / 2};
+  const int num_layers = keys.Int("num_layers", kStackLayers);
   std::vector<LayerSpec> encoder(static_cast<std::size_t>(num_layers), layer);
   ChooseSparseBlocks(keys, "encoder", encoder);
 
   layer.attention.causal = true;
   layer.cross_attention = cross;
-  const int num_decoder_layers = keys.OptionalInt("num_decoder_layers", kLayerCounts).value_or(num_layers);
+  const int num_decoder_layers = keys.OptionalInt("num_decoder_layers", kStackLayers).value_or(num_layers);
   std::vector<LayerSpec> decoder(static_cast<std::size_t>(num_decoder_layers), layer);
   ChooseSparseBlocks(keys, "decoder", decoder);
 
