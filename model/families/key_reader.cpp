@@ -133,11 +133,18 @@ std::optional<std::string> KeyReader::OptionalString(std::string_view key) {
   return Check(key, text == nullptr ? std::nullopt : std::optional(*text), text != nullptr, "a string");
 }
 
+const JsonValue::Array* KeyReader::List(std::string_view key, const JsonValue& value) {
+  const JsonValue::Array* array = value.AsArray();
+  if (array == nullptr || array->size() <= kMaxListLength) return array;
+  Refuse(key, Cat("a list of at most ", kMaxListLength, " entries, but of ", array->size()));
+  return nullptr;
+}
+
 std::vector<std::string> KeyReader::OptionalStrings(std::string_view key) {
   const JsonValue* value = Read(key);
   if (value == nullptr) return {};
   std::vector<std::string> texts;
-  if (const JsonValue::Array* array = value->AsArray()) {
+  if (const JsonValue::Array* array = List(key, *value)) {
     for (const JsonValue& item : *array) {
       if (const std::string* text = item.AsString()) texts.push_back(*text);
     }
@@ -151,7 +158,7 @@ std::optional<std::vector<int>> KeyReader::OptionalInts(std::string_view key, In
   const JsonValue* value = Read(key);
   if (value == nullptr) return std::nullopt;
   std::vector<int> numbers;
-  if (const JsonValue::Array* array = value->AsArray()) {
+  if (const JsonValue::Array* array = List(key, *value)) {
     for (const JsonValue& item : *array) {
       const auto number = item.AsInt();
       if (number.has_value() && Contains(range, *number)) numbers.push_back(static_cast<int>(*number));
@@ -166,7 +173,7 @@ std::optional<std::vector<std::uint32_t>> KeyReader::OptionalTokenIds(std::strin
   const JsonValue* value = Read(key);
   if (value == nullptr) return std::nullopt;
   const JsonValue::Array one = {*value};
-  const JsonValue::Array* items = value->AsArray();
+  const JsonValue::Array* items = List(key, *value);
   std::vector<std::uint32_t> ids;
   for (const JsonValue& item : items == nullptr ? one : *items) {
     const auto id = item.AsInt();
@@ -208,7 +215,7 @@ std::optional<std::vector<std::size_t>> KeyReader::OptionalChoices(std::string_v
                                                                    std::span<const std::string_view> choices) {
   const JsonValue* value = Read(key);
   if (value == nullptr) return std::nullopt;
-  const JsonValue::Array* array = value->AsArray();
+  const JsonValue::Array* array = List(key, *value);
   if (array == nullptr) {
     Refuse(key, "a list of names");
     return std::nullopt;

@@ -2,6 +2,7 @@
 // key, the value and what was allowed. Every key that is read is remembered, so that what nobody read can be found.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
@@ -26,6 +27,10 @@ struct RealRange {
   double min = 0;
   double max = 0;
 };
+
+/// The most entries of a list: twice the most layers, for which nearly all lists are. Longer ones are refused, so that a
+/// search through one for every layer takes no time.
+inline constexpr std::size_t kMaxListLength = 1 << 12;
 
 /// A key that changes what the model computes and that a family does not compute: refused unless absent, null or one of
 /// the neutral values (JSON texts).
@@ -96,6 +101,8 @@ class KeyReader {
   const JsonValue* Read(std::string_view key);
   template <typename Value>
   std::optional<Value> Check(std::string_view key, std::optional<Value> value, bool in_range, std::string_view allowed);
+  /// The list that `value` of `key` is, null when it is none, or refused for its length.
+  const JsonValue::Array* List(std::string_view key, const JsonValue& value);
   /// The failure of an unknown name, with the known ones.
   void UnknownChoice(const std::string& name, const JsonValue& value, std::span<const std::string_view> choices);
 
