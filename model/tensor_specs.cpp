@@ -4,14 +4,13 @@
 #include <utility>
 
 #include "core/check.h"
-#include "core/text.h"
 
 namespace moe {
 namespace {
 
 void ReplaceAll(std::string& text, std::string_view what, int with) {
   for (std::size_t at = text.find(what); at != std::string::npos; at = text.find(what)) {
-    text.replace(at, what.size(), Cat(with));
+    text.replace(at, what.size(), std::to_string(with));
   }
 }
 
