@@ -137,7 +137,7 @@ TEST(Config, ArchitectureFallsBackToTheFamilys) {
 }
 
 TEST(Config, ReadsAFileOfAnotherName) {
-  const Result<ModelConfig> config = ReadModelConfigFile(InRepository("tests/model/configs/mixtral-8x7b.json"));
+  const Result<ModelConfig> config = ReadModelConfigFile(InRepository("models/published/mixtral-8x7b.json"));
   ASSERT_TRUE(config.ok()) << config.status().message();
   EXPECT_EQ(config->num_experts(), 8);
   const TemporaryFolder folder;

@@ -25,7 +25,7 @@ ModelConfig Golden(const std::string& name) {
 }
 
 ModelConfig ReadFile(const std::string& name) {
-  const Result<ModelConfig> config = ReadModelConfigFile(InRepository("tests/model/configs/" + name + ".json"));
+  const Result<ModelConfig> config = ReadModelConfigFile(InRepository("models/published/" + name + ".json"));
   EXPECT_TRUE(config.ok()) << config.status().message();
   return config.ok() ? *config : ModelConfig{};
 }
@@ -39,9 +39,7 @@ TEST(Families, ReadEveryPublishedConfigurationAndGoldenWithoutWarning) {
     EXPECT_EQ(config->architecture, json::parse(ReadBytes(file))["architectures"][0]) << file;
     ++files;
   };
-  for (const auto& entry : std::filesystem::directory_iterator(InRepository("tests/model/configs"))) {
-    read(entry.path());
-  }
+  for (const std::filesystem::path& file : PublishedFiles()) read(file);
   EXPECT_GE(files, 35);
   for (const auto& entry : std::filesystem::directory_iterator(InRepository("tests/goldens"))) {
     if (entry.is_directory()) read(entry.path() / "config.json");

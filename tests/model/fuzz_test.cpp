@@ -34,9 +34,7 @@ std::vector<json> Seeds() {
   for (const auto& entry : std::filesystem::directory_iterator(InRepository("tests/goldens"))) {
     if (entry.is_directory()) seeds.push_back(json::parse(ReadBytes(entry.path() / "config.json")));
   }
-  for (const auto& entry : std::filesystem::directory_iterator(InRepository("tests/model/configs"))) {
-    seeds.push_back(json::parse(ReadBytes(entry.path())));
-  }
+  for (const std::filesystem::path& file : PublishedFiles()) seeds.push_back(json::parse(ReadBytes(file)));
   std::ranges::sort(seeds);  // folders have no order
   return seeds;
 }

@@ -1,5 +1,6 @@
 #include "tests/model/model_files.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
@@ -60,6 +61,16 @@ std::string ReadBytes(const std::filesystem::path& file) {
 
 std::filesystem::path InRepository(std::string_view relative) {
   return std::filesystem::path(MOE_SOURCE_DIR) / relative;
+}
+
+std::vector<std::filesystem::path> PublishedFiles() {
+  std::vector<std::filesystem::path> files;
+  for (const auto& entry : std::filesystem::directory_iterator(InRepository("models/published"))) {
+    const bool config = entry.path().extension() == ".json" && entry.path().filename() != "counts.json";
+    if (config) files.push_back(entry.path());
+  }
+  std::ranges::sort(files);
+  return files;
 }
 
 }  // namespace moe

@@ -44,5 +44,7 @@ std::string ReadBytes(const std::filesystem::path& file);
 
 /// MOE_SOURCE_DIR / `relative`.
 std::filesystem::path InRepository(std::string_view relative);
+/// The configurations of the built-in models, in order.
+std::vector<std::filesystem::path> PublishedFiles();
 
 }  // namespace moe

@@ -31,7 +31,7 @@ struct Published {
 class PublishedModel : public ::testing::TestWithParam<Published> {};
 
 TEST_P(PublishedModel, HasItsExactParameterCount) {
-  const ParameterCount count = CountOf(InRepository("tests/model/configs") / (std::string(GetParam().name) + ".json"));
+  const ParameterCount count = CountOf(InRepository("models/published") / (std::string(GetParam().name) + ".json"));
   EXPECT_EQ(count.total, GetParam().total);
   EXPECT_EQ(count.active, GetParam().active);
   EXPECT_EQ(count.active_without_embedding, GetParam().active_without_embedding);
@@ -112,7 +112,7 @@ INSTANTIATE_TEST_SUITE_P(All, CountedCase, ::testing::ValuesIn(CountedFolders())
 // The checkpoint's published element count, part by part (DeepSeek-V3's model card: 671B main model, 14B module for
 // multi-token prediction with its copies of embedding and head).
 TEST(CheckpointElements, OfDeepSeekV3AreThePublishedOnes) {
-  const ParameterCount count = CountOf(InRepository("tests/model/configs/deepseek-v3.json"));
+  const ParameterCount count = CountOf(InRepository("models/published/deepseek-v3.json"));
   EXPECT_EQ(count.checkpoint.weights, 671'026'419'200u);
   EXPECT_EQ(count.checkpoint.prediction_layers, 11'610'068'224u);
   EXPECT_EQ(count.checkpoint.duplicates, 1'853'358'080u);
@@ -122,7 +122,7 @@ TEST(CheckpointElements, OfDeepSeekV3AreThePublishedOnes) {
 }
 
 TEST(CheckpointElements, OfMxfp4AreBytesAndScales) {
-  const ParameterCount count = CountOf(InRepository("tests/model/configs/gpt-oss-20b.json"));
+  const ParameterCount count = CountOf(InRepository("models/published/gpt-oss-20b.json"));
   // Experts of 24 layers: three matrices of 2880 x 2880 and 3 * 2880 biases each.
   const std::uint64_t matrices = std::uint64_t{24} * 32 * 3 * 2880 * 2880;
   EXPECT_EQ(count.part(ModelPart::kExperts), matrices + 24 * 32 * 3 * 2880);
@@ -133,7 +133,7 @@ TEST(CheckpointElements, OfMxfp4AreBytesAndScales) {
 
 TEST(CheckpointElements, OfPlainModelsAreTheirParameters) {
   for (const char* name : {"llama-3.2-1b", "mixtral-8x7b", "switch-base-8", "llama-4-scout"}) {
-    const ParameterCount count = CountOf(InRepository("tests/model/configs") / (std::string(name) + ".json"));
+    const ParameterCount count = CountOf(InRepository("models/published") / (std::string(name) + ".json"));
     EXPECT_EQ(count.checkpoint.total(), count.total) << name;
   }
 }
@@ -148,7 +148,7 @@ TEST(ParameterCount, OfGpt3FollowsFromItsSizes) {
 }
 
 TEST(ParameterCount, SplitsDeepSeekV3IntoParts) {
-  const ParameterCount count = CountOf(InRepository("tests/model/configs/deepseek-v3.json"));
+  const ParameterCount count = CountOf(InRepository("models/published/deepseek-v3.json"));
   const std::uint64_t hidden = 7168;
   const std::uint64_t attention =
       hidden * 1536 + 1536 * 128 * 192 + hidden * 576 + 512 * 128 * 256 + 128 * 128 * hidden;
@@ -164,7 +164,7 @@ TEST(ParameterCount, SplitsDeepSeekV3IntoParts) {
 }
 
 TEST(ParameterCount, CountsBothStacksOfSwitch) {
-  const ParameterCount count = CountOf(InRepository("tests/model/configs/switch-base-8.json"));
+  const ParameterCount count = CountOf(InRepository("models/published/switch-base-8.json"));
   const std::uint64_t matrix = 768 * 768;
   // Self-attention of 24 layers, cross-attention of 12, a bias table of 32 buckets and 12 heads a stack.
   EXPECT_EQ(count.part(ModelPart::kAttention), (24 + 12) * 4 * matrix + 2 * 32 * 12);
@@ -175,7 +175,7 @@ TEST(ParameterCount, CountsBothStacksOfSwitch) {
 }
 
 TEST(ParameterCount, SplitsMixtralIntoParts) {
-  const ParameterCount count = CountOf(InRepository("tests/model/configs/mixtral-8x7b.json"));
+  const ParameterCount count = CountOf(InRepository("models/published/mixtral-8x7b.json"));
   EXPECT_EQ(count.part(ModelPart::kEmbedding), 32000u * 4096);
   EXPECT_EQ(count.part(ModelPart::kHead), 32000u * 4096);
   EXPECT_EQ(count.part(ModelPart::kAttention), 32u * (2 * 4096 * 4096 + 2 * 4096 * 1024));
@@ -190,7 +190,7 @@ TEST(ParameterCount, SplitsMixtralIntoParts) {
 }
 
 TEST(ParameterCount, CountsATiedTableOnce) {
-  const ParameterCount count = CountOf(InRepository("tests/model/configs/llama-3.2-1b.json"));
+  const ParameterCount count = CountOf(InRepository("models/published/llama-3.2-1b.json"));
   EXPECT_EQ(count.part(ModelPart::kEmbedding), 128256u * 2048);
   EXPECT_EQ(count.part(ModelPart::kHead), 0u);
   EXPECT_EQ(count.part(ModelPart::kDenseFfn), 16u * 3 * 2048 * 8192);
@@ -199,7 +199,7 @@ TEST(ParameterCount, CountsATiedTableOnce) {
 }
 
 TEST(ParameterCount, CountsBiases) {
-  Result<ModelConfig> config = ReadModelConfigFile(InRepository("tests/model/configs/llama-2-7b.json"));
+  Result<ModelConfig> config = ReadModelConfigFile(InRepository("models/published/llama-2-7b.json"));
   ASSERT_TRUE(config.ok());
   const std::uint64_t without = CountParameters(*config).total;
   for (LayerSpec& layer : config->layers) {

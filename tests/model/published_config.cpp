@@ -9,7 +9,7 @@ namespace moe {
 using nlohmann::json;
 
 json Published(const std::string& name) {
-  return json::parse(ReadBytes(InRepository("tests/model/configs/" + name + ".json")));
+  return json::parse(ReadBytes(InRepository("models/published/" + name + ".json")));
 }
 
 Result<ModelConfig> ReadText(std::string_view config) {

@@ -11,7 +11,7 @@
 
 namespace moe {
 
-/// tests/model/configs/NAME.json.
+/// models/published/NAME.json.
 nlohmann::json Published(const std::string& name);
 
 /// What reading a folder with this config.json gives.
