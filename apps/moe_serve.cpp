@@ -3,17 +3,15 @@
 #include <spdlog/spdlog.h>
 
 #include <cstdio>
-#include <cstdlib>
 #include <optional>
-#include <thread>
 
 #include "apps/serve_endpoints.h"
 #include "apps/serve_options.h"
 #include "apps/serve_router.h"
-#include "apps/serve_setup.h"
 #include "apps/serve_worker.h"
 #include "apps/signals.h"
-#include "transport/in_process.h"
+#include "ranks/embedded.h"
+#include "ranks/mpi_job.h"
 #include "transport/mpi/mpi_transport.h"
 
 namespace moe {
@@ -42,9 +40,9 @@ Start Prepare(const ParsedServeOptions& parsed, const RankPlace& place, bool lau
             .failure = "--transport mpi needs mpirun with at least two ranks, a router and a worker; there is one"};
   if (parsed.options.transport == TransportChoice::kInProcess && launched)
     return {.exit_code = kBadUsage, .failure = "--transport inprocess is for one process; mpirun started several"};
-  Result<ServeSetup> setup = PrepareServe(parsed.options, place);
+  Result<RankSetup> setup = PrepareRank(parsed.options, place);
   if (!setup.ok()) return {.exit_code = kFailed, .failure = setup.status().message()};
-  return {.setup = *std::move(setup)};
+  return {.setup = ServeSetup(*std::move(setup), parsed.options)};
 }
 
 int RunEmbedded(const ParsedServeOptions& parsed) {
@@ -56,35 +54,17 @@ int RunEmbedded(const ParsedServeOptions& parsed) {
   const ServeSetup& setup = *start.setup;
   Result<std::unique_ptr<RankMetrics>> metrics = RankMetrics::Start(setup);
   if (!metrics.ok()) return Report(metrics.status());
-  Result<InProcessEnds> ends = MakeInProcess({.limits = setup.transport_limits, .embedded = true});
-  if (!ends.ok()) return Report(ends.status());
   // Router and worker never compute at the same time, so they share the processors and the pool.
   ThreadPool pool(PoolOptions(setup));
-  std::thread worker([&] {
-    const WorkerHost host{
-        .setup = setup, .worker = WorkerId(0), .pool = pool, .metrics = metrics->get(), .transport = "inprocess"};
-    // The router reports the failure: it is told.
-    (void)RunWorker(host, *ends->workers.front());
-  });
-  const Status served = RunRouter(setup, pool, **metrics, *ends->routers.front());
-  ends->routers.clear();  // ends a worker that was not told to
-  worker.join();
-  return Report(served);
-}
-
-// All ranks agree whether to go on: one rank's failure is every rank's, and rank 0 says why, once.
-Result<int> Agree(MpiWorld& world, const Start& start) {
-  MOE_ASSIGN_OR_RETURN(const std::vector<std::string> failures,
-                       world.GatherStrings(start.exit_code == 0 ? "" : Cat(start.exit_code, " ", start.failure)));
-  std::string verdict = "0";
-  for (std::size_t rank = 0; rank < failures.size(); ++rank) {
-    if (failures[rank].empty()) continue;
-    verdict = failures[rank].substr(0, failures[rank].find(' '));
-    std::fprintf(stderr, "moe_serve: %s\n", failures[rank].substr(verdict.size() + 1).c_str());
-    break;
-  }
-  MOE_ASSIGN_OR_RETURN(const std::string agreed, world.Broadcast(verdict));
-  return std::stoi(agreed);
+  const Result<std::unique_ptr<EmbeddedWorker>> worker =
+      EmbeddedWorker::Start(setup.transport_limits, [&](WorkerEndpoint& endpoint) {
+        const WorkerHost host{
+            .setup = setup, .worker = WorkerId(0), .pool = pool, .metrics = metrics->get(), .transport = "inprocess"};
+        // The router reports the failure: it is told.
+        (void)RunWorker(host, endpoint);
+      });
+  if (!worker.ok()) return Report(worker.status());
+  return Report(RunRouter(setup, pool, **metrics, (*worker)->transport()));
 }
 
 Status RunMpiRouter(MpiWorld& world, const ServeSetup& setup, RankMetrics& metrics) {
@@ -109,10 +89,7 @@ Status RunMpiWorker(MpiWorld& world, const ServeSetup& setup, RankMetrics& metri
 int RunLaunched(const ParsedServeOptions& parsed) {
   MpiWorld world;
   if (world.size() == 1) return RunEmbedded(parsed);
-  const RankPlace place{.topology = {.workers = world.size() - 1, .embedded = false},
-                        .rank = world.rank(),
-                        .node_local_rank = world.node_local_rank(),
-                        .node_local_size = world.node_local_size()};
+  const RankPlace place = PlaceOf(world);
   const bool router = world.rank() == place.topology.router();
   Start start = Prepare(parsed, place, /*launched=*/true);
   std::unique_ptr<RankMetrics> metrics;
@@ -125,7 +102,7 @@ int RunLaunched(const ParsedServeOptions& parsed) {
       start.failure = started.status().message();
     }
   }
-  const Result<int> agreed = Agree(world, start);
+  const Result<int> agreed = AgreeToStart(world, "moe_serve", start.exit_code, start.failure);
   if (!agreed.ok()) return Report(agreed.status());
   if (*agreed != 0) return *agreed;
 
@@ -134,19 +111,8 @@ int RunLaunched(const ParsedServeOptions& parsed) {
   if (status.ok()) return 0;
   // What a worker could not do it has told the router, who reports it.
   if (router) Report(status);
-  if (status.code() == StatusCode::kDeadlineExceeded) {
-    // A rank that does not answer would not take part in MPI's farewell either; leaving without it ends the job.
-    std::fflush(nullptr);
-    std::_Exit(kFailed);
-  }
+  if (status.code() == StatusCode::kDeadlineExceeded) LeaveJob(kFailed);
   return kFailed;
-}
-
-// Before MPI starts, only the environment says who is who.
-bool IsFirstLaunchedRank() {
-  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"})
-    if (const char* rank = std::getenv(name); rank != nullptr) return std::string_view(rank) == "0";
-  return true;
 }
 
 int Main(int argc, char** argv) {

@@ -1,9 +1,6 @@
 #include "apps/serve_endpoints.h"
 
-#include <unistd.h>
-
 #include "build_info.h"
-#include "kernels/kernels.h"
 
 namespace moe {
 
@@ -45,14 +42,9 @@ void RankMetrics::Serve() {
 }
 
 WorkerDescription DescribeRank(const ServeSetup& setup, const RankMetrics& metrics) {
-  return {.host = HostName(),
-          .pid = static_cast<std::uint64_t>(getpid()),
-          .device = "cpu",
-          .kernel_target = std::string(SimdKernels().name()),
-          .fingerprint = setup.checkpoint->fingerprint(),
-          .weight_type = std::string(Name(setup.weight_type)),
-          .threads = static_cast<std::uint32_t>(setup.threads),
-          .metrics_address = metrics.address()};
+  WorkerDescription description = DescribeRank(setup);
+  description.metrics_address = metrics.address();
+  return description;
 }
 
 }  // namespace moe

@@ -4,7 +4,7 @@
 #include <memory>
 #include <string>
 
-#include "apps/serve_setup.h"
+#include "apps/serve_options.h"
 #include "core/status.h"
 #include "metrics/metrics.h"
 #include "model/dispatch_format.h"

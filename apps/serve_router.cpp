@@ -9,20 +9,15 @@
 #include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <optional>
 
 #include "apps/signals.h"
 #include "core/machine.h"
 #include "kernels/kernels.h"
-#include "model/dense_backend.h"
-#include "model/weights.h"
+#include "ranks/router_engine.h"
 #include "router/cluster_service.h"
-#include "router/engine.h"
-#include "router/expert_exchange.h"
 #include "router/inference_service.h"
 #include "router/router.h"
 #include "router/router_metrics.h"
-#include "router/worker_fleet.h"
 #include "rpc/server.h"
 
 namespace moe {
@@ -122,56 +117,37 @@ void LogIdleRanks(const ServeSetup& setup) {
 class RouterProcess {
  public:
   RouterProcess(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, Transport& transport, const KvPlan& kv,
-                DenseWeights weights, std::vector<WorkerDescription> workers)
+                LoadedWeights weights)
       : setup_(setup),
         rank_metrics_(metrics),
-        workers_(std::move(workers)),
-        dense_parameters_(weights.parameters),
-        dense_bytes_(weights.bytes),
-        backend_(MakeCpuDenseBackend(setup.config, std::move(weights), SimdKernels(), pool,
-                                     {.kv = kv, .max_step_tokens = setup.options.max_step_tokens})),
         metrics_({.config = setup.config,
                   .parameters = setup.parameters,
                   .transport = &transport,
                   .placement_generation = setup.placement.generation,
-                  .kv_tokens_capacity = backend_->cache().capacity_tokens()},
+                  .kv_tokens_capacity = kv.pages.front() * kPageTokens},
                  metrics.registry(), metrics.experts()),
-        engine_({.max_step_tokens = setup.options.max_step_tokens, .load_window_steps = kLoadWindowSteps},
-                {.config = setup.config,
-                 .backend = *backend_,
-                 .exchange = MakeExchange(setup, pool, transport),
-                 .kernels = SimdKernels(),
-                 .pool = pool}),
+        engine_({.kv = kv, .load_window_steps = kLoadWindowSteps}, setup, pool, transport, std::move(weights),
+                &metrics_),
         router_({.limits = {.max_sequences = setup.options.max_sequences,
                             .max_step_tokens = setup.options.max_step_tokens,
                             .prefill_chunk = setup.options.prefill_chunk},
                  .max_queued = setup.options.max_queued,
                  .drain_timeout = setup.options.drain_timeout},
-                engine_, backend_->cache(), metrics_),
+                engine_.engine(), engine_.cache(), metrics_),
         transport_name_(transport.name()),
-        inference_(MakeInferenceSetup(setup, backend_->cache().capacity_tokens()), setup.config, router_, metrics_) {}
+        inference_(MakeInferenceSetup(setup, engine_.cache().capacity_tokens()), setup.config, router_, metrics_) {}
 
   Status Serve();
 
  private:
-  ExpertExchange* MakeExchange(const ServeSetup& setup, ThreadPool& pool, Transport& transport) {
-    if (setup.config.num_experts() == 0) return nullptr;
-    exchange_.emplace(setup.exchange, transport, setup.placement, SimdKernels(), pool, &metrics_);
-    return &*exchange_;
-  }
   ClusterSetup MakeClusterSetup(const std::string& address, std::function<void()> drain) const;
   std::vector<std::string> MetricsAddresses() const;
   void LogServing(const std::string& address) const;
 
   const ServeSetup& setup_;
   RankMetrics& rank_metrics_;
-  const std::vector<WorkerDescription> workers_;
-  const std::uint64_t dense_parameters_;
-  const std::uint64_t dense_bytes_;
-  const std::unique_ptr<DenseBackend> backend_;
   RouterMetrics metrics_;
-  std::optional<ExpertExchange> exchange_;
-  Engine engine_;
+  RouterEngine engine_;
   Router router_;
   const std::string transport_name_;
   InferenceService inference_;
@@ -179,8 +155,8 @@ class RouterProcess {
 
 ClusterSetup RouterProcess::MakeClusterSetup(const std::string& address, std::function<void()> drain) const {
   WorkerDescription self = DescribeRank(setup_, rank_metrics_);
-  self.parameters = dense_parameters_;
-  self.weight_bytes = dense_bytes_;
+  self.parameters = engine_.dense_parameters();
+  self.weight_bytes = engine_.dense_bytes();
   self.control_address = address;
   return {.topology = setup_.topology,
           .transport = transport_name_,
@@ -189,7 +165,7 @@ ClusterSetup RouterProcess::MakeClusterSetup(const std::string& address, std::fu
           .parameters = setup_.parameters,
           .placement = setup_.placement,
           .router = std::move(self),
-          .workers = workers_,
+          .workers = engine_.workers(),
           .drain = std::move(drain)};
 }
 
@@ -197,7 +173,7 @@ std::vector<std::string> RouterProcess::MetricsAddresses() const {
   if (rank_metrics_.address().empty()) return {};
   std::vector<std::string> addresses = {rank_metrics_.address()};
   if (setup_.topology.embedded) return addresses;
-  for (const WorkerDescription& worker : workers_) addresses.push_back(worker.metrics_address);
+  for (const WorkerDescription& worker : engine_.workers()) addresses.push_back(worker.metrics_address);
   return addresses;
 }
 
@@ -225,12 +201,13 @@ Status RouterProcess::Serve() {
                                                  .max_send_bytes = kMaxSendBytes,
                                                  .max_streams_per_connection = kMaxStreamsPerConnection},
                                                 services));
-  rank_metrics_.Describe(setup_, {.role = setup_.topology.embedded ? "both" : "router",
-                                  .transport = transport_name_,
-                                  .expert_parameters = setup_.topology.embedded ? workers_.front().parameters : 0,
-                                  .dense_parameters = dense_parameters_,
-                                  .expert_bytes = setup_.topology.embedded ? workers_.front().weight_bytes : 0,
-                                  .dense_bytes = dense_bytes_});
+  rank_metrics_.Describe(setup_,
+                         {.role = setup_.topology.embedded ? "both" : "router",
+                          .transport = transport_name_,
+                          .expert_parameters = setup_.topology.embedded ? engine_.workers().front().parameters : 0,
+                          .dense_parameters = engine_.dense_parameters(),
+                          .expert_bytes = setup_.topology.embedded ? engine_.workers().front().weight_bytes : 0,
+                          .dense_bytes = engine_.dense_bytes()});
   rank_metrics_.Serve();
   server->SetServing(true);
   MOE_RETURN_IF_ERROR(WriteReadyFile(setup_, server->address(), MetricsAddresses()));
@@ -250,24 +227,15 @@ Status LoadAndServe(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metr
   for (const std::string& warning : setup.config.warnings) spdlog::warn("{}", warning);
   LogIdleRanks(setup);
   MOE_ASSIGN_OR_RETURN(const KvPlan kv, PlanCache(setup));
-  MOE_ASSIGN_OR_RETURN(DenseWeights weights,
-                       LoadDenseWeights(setup.config, *setup.checkpoint, setup.weight_type, pool));
-  MOE_ASSIGN_OR_RETURN(std::vector<WorkerDescription> workers,
-                       DescribeWorkers(transport,
-                                       {.fingerprint = setup.checkpoint->fingerprint(),
-                                        .weight_type = std::string(Name(setup.weight_type))},
-                                       After(setup.options.load_timeout)));
-  RouterProcess process(setup, pool, metrics, transport, kv, std::move(weights), std::move(workers));
+  MOE_ASSIGN_OR_RETURN(LoadedWeights weights, LoadRouter(setup, pool, transport));
+  RouterProcess process(setup, pool, metrics, transport, kv, std::move(weights));
   return process.Serve();
 }
 
 }  // namespace
 
 Status RunRouter(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, Transport& transport) {
-  const Status served = LoadAndServe(setup, pool, metrics, transport);
-  // After a transport's failure this fails at once, and the first failure is the one to report.
-  const Status ended = ShutdownWorkers(transport, After(kShutdownTimeout));
-  return served.ok() ? ended : served;
+  return EndWorkers(transport, LoadAndServe(setup, pool, metrics, transport));
 }
 
 }  // namespace moe

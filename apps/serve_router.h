@@ -4,7 +4,7 @@
 #include <functional>
 
 #include "apps/serve_endpoints.h"
-#include "apps/serve_setup.h"
+#include "apps/serve_options.h"
 #include "core/status.h"
 #include "core/thread_pool.h"
 #include "transport/transport.h"

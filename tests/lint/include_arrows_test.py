@@ -22,12 +22,13 @@ ARROWS = {
     "transport": {"core"},
     "experts": _LOWER | {"proto/worker"},
     "router": _LOWER | {"proto/inference", "proto/cluster"},
+    "ranks": _LOWER | {"experts", "router"},
     "bench": {"core", "model", "proto/inference", "proto/cluster"},  # bench_client
     "bench/plan": {"core", "kernels", "model", "placement"},
-    "bench/engine": _LOWER | {"experts", "router"} | _ALL_PROTO,
-    "apps": _LOWER | {"experts", "router", "bench", "bench/plan", "bench/engine"} | _ALL_PROTO,
+    "bench/engine": _LOWER | {"experts", "router", "ranks", "bench"} | _ALL_PROTO,
+    "apps": _LOWER | {"experts", "router", "ranks", "bench", "bench/plan", "bench/engine"} | _ALL_PROTO,
     "examples": {"proto/inference", "proto/cluster"},
-    "tests": _LOWER | {"experts", "router", "bench", "bench/plan", "bench/engine", "tests"} | _ALL_PROTO,
+    "tests": _LOWER | {"experts", "router", "ranks", "bench", "bench/plan", "bench/engine", "tests"} | _ALL_PROTO,
 }
 
 # The gRPC transport has a service of its own; no other file of transport/ may know a message type.

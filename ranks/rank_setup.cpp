@@ -1,4 +1,4 @@
-#include "apps/serve_setup.h"
+#include "ranks/rank_setup.h"
 
 #include <sched.h>
 #include <unistd.h>
@@ -7,6 +7,7 @@
 #include <array>
 
 #include "core/machine.h"
+#include "kernels/kernels.h"
 #include "model/json.h"
 #include "model/tensor_check.h"
 #include "model/weight_bytes.h"
@@ -28,11 +29,11 @@ std::vector<int> AllowedProcessors() {
 }
 
 // Chooses the number of threads, and keeps this process to its own processors where there are enough for all.
-void ArrangeThreads(const RankPlace& place, ServeSetup& setup) {
+void ArrangeThreads(const RankOptions& options, const RankPlace& place, RankSetup& setup) {
   const std::vector<int> allowed = AllowedProcessors();
   const int processors = std::max<int>(1, static_cast<int>(allowed.size()));
   const int share = std::max(1, processors / place.node_local_size);
-  setup.threads = setup.options.threads > 0 ? setup.options.threads : share;
+  setup.threads = options.threads > 0 ? options.threads : share;
   const int wanted = setup.threads * place.node_local_size;
   setup.oversubscribed = wanted > processors;
   if (setup.oversubscribed || place.node_local_size == 1) return;
@@ -45,29 +46,28 @@ void ArrangeThreads(const RankPlace& place, ServeSetup& setup) {
   (void)sched_setaffinity(0, sizeof(slice), &slice);
 }
 
-Result<Placement> MakePlacement(const ServeSetup& setup) {
+Result<Placement> MakePlacement(const RankOptions& options, const RankSetup& setup) {
   const PlacementShape shape{.num_experts = setup.config.num_experts(),
                              .workers = setup.topology.workers,
                              .layers = setup.config.sparse_layers(),
-                             .redundant_experts = setup.options.redundant_experts};
+                             .redundant_experts = options.redundant_experts};
   const auto named = [](Result<Placement> placement) -> Result<Placement> {
     if (!placement.ok()) return placement.status().WithContext("--redundant-experts");
     return placement;
   };
-  if (setup.options.placement == "linear") return named(LinearPlacement(shape));
-  if (setup.options.placement == "round_robin") return named(RoundRobinPlacement(shape));
+  if (options.placement == "linear") return named(LinearPlacement(shape));
+  if (options.placement == "round_robin") return named(RoundRobinPlacement(shape));
   if (shape.redundant_experts > 0)
     return InvalidArgument("--redundant-experts ", shape.redundant_experts,
                            ": a placement file says itself who is replicated");
-  MOE_ASSIGN_OR_RETURN(Placement placement, ReadPlacementFile(setup.options.placement));
+  MOE_ASSIGN_OR_RETURN(Placement placement, ReadPlacementFile(options.placement));
   if (const Status status = CheckPlacement(placement, shape); !status.ok())
-    return status.WithContext(Cat("placement file ", setup.options.placement));
+    return status.WithContext(Cat("placement file ", options.placement));
   return placement;
 }
 
 /// The config, and the checkpoint or what stands for it.
-Status ReadModel(ServeSetup& setup) {
-  const ServeOptions& options = setup.options;
+Status ReadModel(const RankOptions& options, RankSetup& setup) {
   MOE_ASSIGN_OR_RETURN(setup.config, ReadModelConfig(options.model));
   // A model that names no limit of its positions gets what the cache is made for.
   if (setup.config.context_length == 0) {
@@ -88,7 +88,7 @@ Status ReadModel(ServeSetup& setup) {
 }
 
 /// Bytes of the experts that some workers host.
-std::uint64_t ShardBytes(const ServeSetup& setup, int first_worker, int workers) {
+std::uint64_t ShardBytes(const RankSetup& setup, int first_worker, int workers) {
   std::uint64_t bytes = 0;
   for (const LayerPlacement& layer : setup.placement.layers) {
     const std::uint64_t each = ExpertBytes(setup.config, layer.layer, setup.weight_type);
@@ -100,7 +100,7 @@ std::uint64_t ShardBytes(const ServeSetup& setup, int first_worker, int workers)
 
 /// That the weights of this node's ranks fit its memory. Where the job has other nodes too, this rank's share stands
 /// for that of its neighbours.
-Status CheckMemory(const RankPlace& place, const ServeSetup& setup) {
+Status CheckMemory(const RankOptions& options, const RankPlace& place, const RankSetup& setup) {
   const Topology& topology = setup.topology;
   const bool alone = place.node_local_size == topology.ranks();
   const std::uint64_t dense = DenseBytes(setup.config, setup.weight_type);
@@ -114,19 +114,19 @@ Status CheckMemory(const RankPlace& place, const ServeSetup& setup) {
   const std::uint64_t needed = experts + (alone || setup.rank == topology.router() ? dense : 0);
   const std::uint64_t memory = MachineMemoryBytes();
   if (needed <= memory) return Status::Ok();
-  return ResourceExhausted("--model ", setup.options.model.string(), ": its weights take ", needed, " bytes as ",
+  return ResourceExhausted("--model ", options.model.string(), ": its weights take ", needed, " bytes as ",
                            Name(setup.weight_type), " here (", dense, " dense, ", experts,
                            " in experts), the machine has ", memory);
 }
 
 }  // namespace
 
-Result<ServeSetup> PrepareServe(const ServeOptions& options, const RankPlace& place) {
-  ServeSetup setup{.options = options, .topology = place.topology, .rank = place.rank};
-  ArrangeThreads(place, setup);
-  MOE_RETURN_IF_ERROR(ReadModel(setup));
-  MOE_ASSIGN_OR_RETURN(setup.placement, MakePlacement(setup));
-  MOE_RETURN_IF_ERROR(CheckMemory(place, setup));
+Result<RankSetup> PrepareRank(const RankOptions& options, const RankPlace& place) {
+  RankSetup setup{.topology = place.topology, .rank = place.rank, .load_timeout = options.load_timeout};
+  ArrangeThreads(options, place, setup);
+  MOE_RETURN_IF_ERROR(ReadModel(options, setup));
+  MOE_ASSIGN_OR_RETURN(setup.placement, MakePlacement(options, setup));
+  MOE_RETURN_IF_ERROR(CheckMemory(options, place, setup));
   setup.exchange = {.max_tokens = options.max_step_tokens,
                     .hidden = static_cast<std::size_t>(setup.config.hidden),
                     .num_experts = static_cast<std::size_t>(setup.config.num_experts()),
@@ -137,15 +137,21 @@ Result<ServeSetup> PrepareServe(const ServeOptions& options, const RankPlace& pl
   return setup;
 }
 
-ThreadPool::Options PoolOptions(const ServeSetup& setup) {
+ThreadPool::Options PoolOptions(const RankSetup& setup) {
   // Spinning pays where every thread has a processor of its own: a wake-up costs 5–50 µs, and a layer has several.
   constexpr int kSpinMicroseconds = 20;
   return {.threads = setup.threads, .spin_microseconds = setup.oversubscribed ? 0 : kSpinMicroseconds};
 }
 
-std::string HostName() {
-  std::array<char, 256> name{};
-  return gethostname(name.data(), name.size() - 1) == 0 ? std::string(name.data()) : "unknown";
+WorkerDescription DescribeRank(const RankSetup& setup) {
+  std::array<char, 256> host{};
+  return {.host = gethostname(host.data(), host.size() - 1) == 0 ? std::string(host.data()) : "unknown",
+          .pid = static_cast<std::uint64_t>(getpid()),
+          .device = "cpu",
+          .kernel_target = std::string(SimdKernels().name()),
+          .fingerprint = setup.checkpoint->fingerprint(),
+          .weight_type = std::string(Name(setup.weight_type)),
+          .threads = static_cast<std::uint32_t>(setup.threads)};
 }
 
 }  // namespace moe

@@ -1,0 +1,80 @@
+// What every rank of a job works out for itself, and alike, before it takes its role: the model's shape, who hosts
+// what, how large messages can get.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "core/status.h"
+#include "core/thread_pool.h"
+#include "core/topology.h"
+#include "kernels/weight_type.h"
+#include "model/checkpoint.h"
+#include "model/config.h"
+#include "model/dispatch_format.h"
+#include "model/parameter_count.h"
+#include "placement/placement.h"
+#include "router/expert_exchange.h"
+#include "transport/transport.h"
+
+namespace moe {
+
+enum class LoadFormat : std::uint8_t {
+  kAuto,   // the files of the checkpoint
+  kDummy,  // made up from config.json
+};
+
+/// What a user chooses about the engine, in whatever program it runs.
+struct RankOptions {
+  std::filesystem::path model;
+  LoadFormat load_format = LoadFormat::kAuto;
+  std::optional<WeightType> weight_type;  // absent: the narrowest that holds the stored values exactly
+  int threads = 0;                        // of this rank; 0: its share of the node's processors
+  std::string placement = "linear";       // linear, round_robin or a placement file
+  int redundant_experts = 0;
+  std::size_t max_step_tokens = 512;
+  std::size_t kv_tokens = 0;  // positions of the KV cache; 0: the program chooses
+  ExchangeType exchange_type = ExchangeType::kF32;
+  std::chrono::milliseconds exchange_timeout{30'000};
+  std::chrono::milliseconds load_timeout{600'000};
+};
+
+/// Where this rank stands.
+struct RankPlace {
+  Topology topology;
+  Rank rank;
+  int node_local_rank = 0;
+  int node_local_size = 1;
+};
+
+struct RankSetup {
+  Topology topology;
+  Rank rank;
+  int threads = 1;
+  bool oversubscribed = false;  // the node runs more threads than it has processors for us
+  ModelConfig config;
+  ParameterCount parameters;
+  std::unique_ptr<Checkpoint> checkpoint;
+  WeightType weight_type = WeightType::kF32;
+  Placement placement;
+  ExpertExchange::Options exchange;
+  TransportLimits transport_limits;
+  std::chrono::milliseconds load_timeout{0};
+};
+
+/// Reads the config, checks the checkpoint's headers, makes the placement and checks that the weights fit. Also pins
+/// this process to its own slice of the node's processors when the node's ranks and threads fit them. INVALID_ARGUMENT,
+/// NOT_FOUND and RESOURCE_EXHAUSTED name the thing.
+Result<RankSetup> PrepareRank(const RankOptions& options, const RankPlace& place);
+
+/// The pool that this rank computes with.
+ThreadPool::Options PoolOptions(const RankSetup& setup);
+
+/// The part of a description that all ranks fill alike.
+WorkerDescription DescribeRank(const RankSetup& setup);
+
+}  // namespace moe

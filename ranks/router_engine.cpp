@@ -1,0 +1,53 @@
+#include "ranks/router_engine.h"
+
+#include <chrono>
+#include <string>
+#include <utility>
+
+#include "kernels/kernels.h"
+#include "router/worker_fleet.h"
+
+namespace moe {
+namespace {
+
+constexpr std::chrono::seconds kShutdownTimeout{10};
+
+}  // namespace
+
+Result<LoadedWeights> LoadRouter(const RankSetup& setup, ThreadPool& pool, Transport& transport) {
+  LoadedWeights loaded;
+  MOE_ASSIGN_OR_RETURN(loaded.dense, LoadDenseWeights(setup.config, *setup.checkpoint, setup.weight_type, pool));
+  MOE_ASSIGN_OR_RETURN(loaded.workers, DescribeWorkers(transport,
+                                                       {.fingerprint = setup.checkpoint->fingerprint(),
+                                                        .weight_type = std::string(Name(setup.weight_type))},
+                                                       After(setup.load_timeout)));
+  return loaded;
+}
+
+RouterEngine::RouterEngine(Options options, const RankSetup& setup, ThreadPool& pool, Transport& transport,
+                           LoadedWeights weights, ExchangeObserver* observer)
+    : workers_(std::move(weights.workers)),
+      dense_parameters_(weights.dense.parameters),
+      dense_bytes_(weights.dense.bytes),
+      embedding_bytes_(weights.dense.embedding.size()),
+      head_bytes_(weights.dense.head.bytes()),
+      backend_(MakeCpuDenseBackend(setup.config, std::move(weights.dense), SimdKernels(), pool,
+                                   {.kv = options.kv, .max_step_tokens = setup.exchange.max_tokens})) {
+  if (setup.config.num_experts() > 0)
+    exchange_.emplace(setup.exchange, transport, setup.placement, SimdKernels(), pool, observer);
+  engine_.emplace(
+      Engine::Options{.max_step_tokens = setup.exchange.max_tokens, .load_window_steps = options.load_window_steps},
+      Engine::Parts{.config = setup.config,
+                    .backend = *backend_,
+                    .exchange = exchange_ ? &*exchange_ : nullptr,
+                    .kernels = SimdKernels(),
+                    .pool = pool});
+}
+
+Status EndWorkers(Transport& transport, Status served) {
+  // After a transport's failure this fails at once, and the first failure is the one to report.
+  Status ended = ShutdownWorkers(transport, After(kShutdownTimeout));
+  return served.ok() ? ended : served;
+}
+
+}  // namespace moe

@@ -1,0 +1,67 @@
+// A rank as the router, as far as it computes: the dense part, the exchange with the workers, the engine over both.
+// What asks for steps (a server's loop, a benchmark) is the program's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "core/status.h"
+#include "core/thread_pool.h"
+#include "model/dense_backend.h"
+#include "model/dispatch_format.h"
+#include "model/kv_cache.h"
+#include "model/weights.h"
+#include "ranks/rank_setup.h"
+#include "router/engine.h"
+#include "router/expert_exchange.h"
+#include "transport/transport.h"
+
+namespace moe {
+
+/// What an engine computes with.
+struct LoadedWeights {
+  DenseWeights dense;
+  std::vector<WorkerDescription> workers;  // each has loaded its shard
+};
+
+/// Loads the dense part and waits until every worker has loaded its experts.
+Result<LoadedWeights> LoadRouter(const RankSetup& setup, ThreadPool& pool, Transport& transport);
+
+class RouterEngine {
+ public:
+  struct Options {
+    KvPlan kv;
+    std::size_t load_window_steps = 1;
+  };
+  /// Everything given by reference, and `observer` if any, outlives the engine.
+  RouterEngine(Options options, const RankSetup& setup, ThreadPool& pool, Transport& transport, LoadedWeights weights,
+               ExchangeObserver* observer);
+
+  Engine& engine() { return *engine_; }
+  KvCache& cache() { return backend_->cache(); }
+  const std::vector<WorkerDescription>& workers() const { return workers_; }
+  /// Of the dense part; bytes as held in memory.
+  std::uint64_t dense_parameters() const { return dense_parameters_; }
+  std::uint64_t dense_bytes() const { return dense_bytes_; }
+  /// Of these, the embedding table and the output matrix.
+  std::uint64_t embedding_bytes() const { return embedding_bytes_; }
+  std::uint64_t head_bytes() const { return head_bytes_; }
+
+ private:
+  const std::vector<WorkerDescription> workers_;
+  const std::uint64_t dense_parameters_;
+  const std::uint64_t dense_bytes_;
+  const std::uint64_t embedding_bytes_;
+  const std::uint64_t head_bytes_;
+  const std::unique_ptr<DenseBackend> backend_;
+  std::optional<ExpertExchange> exchange_;  // none for a model without experts
+  std::optional<Engine> engine_;
+};
+
+/// Tells the workers to end. The failure of `served`, if it is one: after that the workers may be out of reach.
+Status EndWorkers(Transport& transport, Status served);
+
+}  // namespace moe
