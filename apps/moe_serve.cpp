@@ -35,11 +35,8 @@ struct Start {
 
 Start Prepare(const ParsedServeOptions& parsed, const RankPlace& place, bool launched) {
   if (!parsed.run) return {.exit_code = parsed.exit_code, .failure = parsed.text};
-  if (parsed.options.transport == TransportChoice::kMpi && !launched)
-    return {.exit_code = kBadUsage,
-            .failure = "--transport mpi needs mpirun with at least two ranks, a router and a worker; there is one"};
-  if (parsed.options.transport == TransportChoice::kInProcess && launched)
-    return {.exit_code = kBadUsage, .failure = "--transport inprocess is for one process; mpirun started several"};
+  if (const Status status = CheckTransport(parsed.options.transport, launched); !status.ok())
+    return {.exit_code = kBadUsage, .failure = status.message()};
   Result<RankSetup> setup = PrepareRank(parsed.options, place);
   if (!setup.ok()) return {.exit_code = kFailed, .failure = setup.status().message()};
   return {.setup = ServeSetup(*std::move(setup), parsed.options)};

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 
 #include "apps/flags.h"
+#include "apps/rank_flags.h"
 #include "build_info.h"
 #include "core/text.h"
 #include "rpc/listen_address.h"
@@ -22,24 +23,6 @@ Examples:
 Every flag can also be given in a TOML file (--config FILE) and in the environment (--max-queued as MOE_MAX_QUEUED).
 SIGTERM to the router drains: what is accepted finishes, nothing more is accepted. A second one stops at once.)";
 
-void AddModelOptions(FlagAdder& add, ServeOptions& o) {
-  add.Add("--model", o.model, "Folder of a Hugging Face checkpoint")->required();
-  add.AddChoice<LoadFormat>("--load-format", o.load_format,
-                            {{"auto", LoadFormat::kAuto}, {"dummy", LoadFormat::kDummy}}, "auto",
-                            "dummy: config.json only, with random weights that are the same on every topology");
-  add.AddChoice<std::optional<WeightType>>(
-      "--weight-type", o.weight_type,
-      {{"auto", std::nullopt}, {"f32", WeightType::kF32}, {"bf16", WeightType::kBf16}, {"f16", WeightType::kF16}},
-      "auto", "Type that weights are held in; auto: the narrowest that loses nothing of what is stored");
-  add.Add("--placement", o.placement, "linear, round_robin or a placement file")
-      ->check([](const std::string& value) -> std::string {
-        if (value == "linear" || value == "round_robin" || std::filesystem::exists(value)) return "";
-        return Cat(value, " is not linear, round_robin or a file that exists");
-      });
-  add.Add("--redundant-experts", o.redundant_experts, "Extra slots per layer, over all workers")
-      ->check(CLI::Range(0, 1'000'000));
-}
-
 void AddAddressOptions(CLI::App& app, FlagAdder& add, ServeOptions& o) {
   add.Add("--listen", o.listen, "HOST:PORT of the gRPC services; port 0: any free one")
       ->check([](const std::string& value) { return ParseListenAddress(value).status().message(); });
@@ -55,28 +38,16 @@ void AddAddressOptions(CLI::App& app, FlagAdder& add, ServeOptions& o) {
   add.Add("--ready-file", o.ready_file, "JSON file with the addresses really bound, written when serving");
 }
 
-void AddMachineOptions(FlagAdder& add, ServeOptions& o) {
-  add.AddChoice<TransportChoice>(
-      "--transport", o.transport,
-      {{"auto", TransportChoice::kAuto}, {"inprocess", TransportChoice::kInProcess}, {"mpi", TransportChoice::kMpi}},
-      "auto", "auto: mpi under mpirun with two or more ranks, else inprocess");
+void AddBackendOption(FlagAdder& add) {
   static const Choices<int> backends = {{"auto", 0}, {"cpu", 0}};
   static int unused_backend = 0;  // one backend exists; the flag says so
   add.AddChoice<int>("--backend", unused_backend, backends, "auto", "Where experts are computed");
-  add.Add("--threads", o.threads, "Compute threads of each rank; 0: its share of the processors")
-      ->check(CLI::Range(0, 4096));
-  add.AddChoice<ExchangeType>("--exchange-type", o.exchange_type,
-                              {{"f32", ExchangeType::kF32}, {"bf16", ExchangeType::kBf16}}, "f32",
-                              "Type of the rows between router and workers");
-  add.AddSeconds("--exchange-timeout", o.exchange_timeout, "Seconds that a worker may take to answer");
-  add.AddSeconds("--load-timeout", o.load_timeout, "Seconds that workers may take to load");
 }
 
 void AddLimitOptions(FlagAdder& add, ServeOptions& o) {
   constexpr std::size_t kMost = 1 << 20;
   constexpr std::size_t kMostKvTokens = std::size_t{1} << 40;  // far above any memory; far below what overflows
   add.Add("--max-sequences", o.max_sequences, "Sequences that run at a time")->check(CLI::Range(std::size_t{1}, kMost));
-  add.Add("--max-step-tokens", o.max_step_tokens, "Tokens of an engine step")->check(CLI::Range(std::size_t{2}, kMost));
   add.Add("--max-queued", o.max_queued, "Sequences that wait at a time")->check(CLI::Range(std::size_t{1}, kMost));
   add.Add("--kv-tokens", o.kv_tokens,
           "Positions of the KV cache; 0: enough for --max-sequences, at most a quarter of the memory")
@@ -96,9 +67,9 @@ ParsedServeOptions ParseServeOptions(int argc, char** argv) {
   app.set_config("--config", "", "TOML file with any of these flags");
   app.allow_config_extras(CLI::config_extras_mode::error);
   FlagAdder add(app);
-  AddModelOptions(add, parsed.options);
+  AddRankFlags(add, parsed.options);
   AddAddressOptions(app, add, parsed.options);
-  AddMachineOptions(add, parsed.options);
+  AddBackendOption(add);
   AddLimitOptions(add, parsed.options);
   add.Add("--log-level", parsed.options.log_level, "trace, debug, info, warning, error or off")
       ->check(CLI::IsMember({"trace", "debug", "info", "warning", "error", "off"}));

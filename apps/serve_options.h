@@ -12,14 +12,11 @@
 
 namespace moe {
 
-enum class TransportChoice { kAuto, kInProcess, kMpi };
-
 struct ServeOptions : RankOptions {
   std::string listen = "127.0.0.1:50051";
   std::string metrics_host = "127.0.0.1";
   std::optional<int> metrics_port = 9400;  // rank r serves this + r; absent: any free port; 0: off
   bool expert_metrics = false;
-  TransportChoice transport = TransportChoice::kAuto;
   std::size_t max_sequences = 64;
   std::size_t max_queued = 1024;
   std::size_t prefill_chunk = 0;  // 0: as many as fit in a step

@@ -121,6 +121,14 @@ Status CheckMemory(const RankOptions& options, const RankPlace& place, const Ran
 
 }  // namespace
 
+Status CheckTransport(TransportChoice choice, bool several_ranks) {
+  if (choice == TransportChoice::kMpi && !several_ranks)
+    return InvalidArgument("--transport mpi needs mpirun with at least two ranks, a router and a worker; there is one");
+  if (choice == TransportChoice::kInProcess && several_ranks)
+    return InvalidArgument("--transport inprocess is for one process; mpirun started several");
+  return Status::Ok();
+}
+
 Result<RankSetup> PrepareRank(const RankOptions& options, const RankPlace& place) {
   RankSetup setup{.topology = place.topology, .rank = place.rank, .load_timeout = options.load_timeout};
   ArrangeThreads(options, place, setup);

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -28,13 +29,16 @@ enum class LoadFormat : std::uint8_t {
   kDummy,  // made up from config.json
 };
 
+enum class TransportChoice : std::uint8_t { kAuto, kInProcess, kMpi };
+
 /// What a user chooses about the engine, in whatever program it runs.
 struct RankOptions {
   std::filesystem::path model;
   LoadFormat load_format = LoadFormat::kAuto;
   std::optional<WeightType> weight_type;  // absent: the narrowest that holds the stored values exactly
   int threads = 0;                        // of this rank; 0: its share of the node's processors
-  std::string placement = "linear";       // linear, round_robin or a placement file
+  TransportChoice transport = TransportChoice::kAuto;
+  std::string placement = "linear";  // linear, round_robin or a placement file
   int redundant_experts = 0;
   std::size_t max_step_tokens = 512;
   std::size_t kv_tokens = 0;  // positions of the KV cache; 0: the program chooses
@@ -65,6 +69,9 @@ struct RankSetup {
   TransportLimits transport_limits;
   std::chrono::milliseconds load_timeout{0};
 };
+
+/// INVALID_ARGUMENT when --transport does not fit a process that is, or is not, one of several ranks.
+Status CheckTransport(TransportChoice choice, bool several_ranks);
 
 /// Reads the config, checks the checkpoint's headers, makes the placement and checks that the weights fit. Also pins
 /// this process to its own slice of the node's processors when the node's ranks and threads fit them. INVALID_ARGUMENT,

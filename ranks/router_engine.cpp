@@ -29,8 +29,6 @@ RouterEngine::RouterEngine(Options options, const RankSetup& setup, ThreadPool& 
     : workers_(std::move(weights.workers)),
       dense_parameters_(weights.dense.parameters),
       dense_bytes_(weights.dense.bytes),
-      embedding_bytes_(weights.dense.embedding.size()),
-      head_bytes_(weights.dense.head.bytes()),
       backend_(MakeCpuDenseBackend(setup.config, std::move(weights.dense), SimdKernels(), pool,
                                    {.kv = options.kv, .max_step_tokens = setup.exchange.max_tokens})) {
   if (setup.config.num_experts() > 0)

@@ -46,16 +46,11 @@ class RouterEngine {
   /// Of the dense part; bytes as held in memory.
   std::uint64_t dense_parameters() const { return dense_parameters_; }
   std::uint64_t dense_bytes() const { return dense_bytes_; }
-  /// Of these, the embedding table and the output matrix.
-  std::uint64_t embedding_bytes() const { return embedding_bytes_; }
-  std::uint64_t head_bytes() const { return head_bytes_; }
 
  private:
   const std::vector<WorkerDescription> workers_;
   const std::uint64_t dense_parameters_;
   const std::uint64_t dense_bytes_;
-  const std::uint64_t embedding_bytes_;
-  const std::uint64_t head_bytes_;
   const std::unique_ptr<DenseBackend> backend_;
   std::optional<ExpertExchange> exchange_;  // none for a model without experts
   std::optional<Engine> engine_;

@@ -1,0 +1,12 @@
+// The commands of moe_bench, a file each.
+#pragma once
+
+#include "apps/bench_flags.h"
+
+namespace moe {
+
+BenchCommand AddLoadCommand(CLI::App& app);
+BenchCommand AddEngineCommand(CLI::App& app);
+BenchCommand AddQualityCommand(CLI::App& app);
+
+}  // namespace moe

@@ -1,0 +1,59 @@
+// What the commands of moe_bench share: how they fail, and how their flags and results become a report.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "bench/report.h"
+#include "core/status.h"
+
+namespace CLI {
+class App;
+}  // namespace CLI
+
+namespace moe {
+
+inline constexpr int kExitFailed = 1;
+inline constexpr int kExitBadUsage = 2;
+
+/// A command of moe_bench: its name on the command line and what it does once the flags are read; returns the exit
+/// code.
+struct BenchCommand {
+  CLI::App* app = nullptr;
+  std::function<int()> run;
+};
+
+/// Says `sentence` on stderr; returns `code`. Under mpirun, one rank speaks for all.
+int Fail(int code, const std::string& sentence);
+
+/// Of a failure: bad usage when an argument was wrong, else failed.
+int ExitCode(const Status& status);
+int FailBecause(const Status& status);
+
+/// --json and --output.
+struct OutputFlags {
+  bool json = false;
+  std::string file;
+};
+void AddOutputFlags(CLI::App& command, OutputFlags& flags);
+
+/// INVALID_ARGUMENT unless the output file can be written: asked before a run, because a long one must not end with
+/// nowhere to go.
+Status CheckOutput(const OutputFlags& flags);
+
+/// What a command has measured.
+struct Measured {
+  std::string kind;
+  std::string when;
+  HostDescription host;
+  std::string results_json;
+  std::string table;
+};
+/// Prints the table, or the report as JSON when asked for, and writes the output file; 0, or the exit code.
+int WriteReport(const CLI::App& command, const OutputFlags& flags, const Measured& measured);
+
+/// Every flag of `command` also as MOE_BENCH_NAME, and in a section of the TOML file.
+void FinishCommand(CLI::App& command);
+
+}  // namespace moe

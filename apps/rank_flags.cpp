@@ -1,0 +1,46 @@
+#include "apps/rank_flags.h"
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <optional>
+
+#include "core/text.h"
+
+namespace moe {
+namespace {
+
+std::string CheckPlacementName(const std::string& value) {
+  if (value == "linear" || value == "round_robin" || std::filesystem::exists(value)) return "";
+  return Cat(value, " is not linear, round_robin or a file that exists");
+}
+
+}  // namespace
+
+void AddRankFlags(FlagAdder& add, RankOptions& o) {
+  add.Add("--model", o.model, "Folder of a Hugging Face checkpoint")->required();
+  add.AddChoice<LoadFormat>("--load-format", o.load_format,
+                            {{"auto", LoadFormat::kAuto}, {"dummy", LoadFormat::kDummy}}, "auto",
+                            "dummy: config.json only, with random weights that are the same on every topology");
+  add.AddChoice<std::optional<WeightType>>(
+      "--weight-type", o.weight_type,
+      {{"auto", std::nullopt}, {"f32", WeightType::kF32}, {"bf16", WeightType::kBf16}, {"f16", WeightType::kF16}},
+      "auto", "Type that weights are held in; auto: the narrowest that loses nothing of what is stored");
+  add.Add("--placement", o.placement, "linear, round_robin or a placement file")->check(CheckPlacementName);
+  add.Add("--redundant-experts", o.redundant_experts, "Extra slots per layer, over all workers")
+      ->check(CLI::Range(0, 1'000'000));
+  add.AddChoice<TransportChoice>(
+      "--transport", o.transport,
+      {{"auto", TransportChoice::kAuto}, {"inprocess", TransportChoice::kInProcess}, {"mpi", TransportChoice::kMpi}},
+      "auto", "auto: mpi under mpirun with two or more ranks, else inprocess");
+  add.Add("--threads", o.threads, "Compute threads of each rank; 0: its share of the processors")
+      ->check(CLI::Range(0, 4096));
+  add.Add("--max-step-tokens", o.max_step_tokens, "Tokens of an engine step")
+      ->check(CLI::Range(std::size_t{2}, std::size_t{1} << 20));
+  add.AddChoice<ExchangeType>("--exchange-type", o.exchange_type,
+                              {{"f32", ExchangeType::kF32}, {"bf16", ExchangeType::kBf16}}, "f32",
+                              "Type of the rows between router and workers");
+  add.AddSeconds("--exchange-timeout", o.exchange_timeout, "Seconds that a worker may take to answer");
+  add.AddSeconds("--load-timeout", o.load_timeout, "Seconds that workers may take to load");
+}
+
+}  // namespace moe

@@ -1,0 +1,84 @@
+// What a step really had to do: bytes of weights and cache that it touched, operations that it computed. The
+// definitions behind S-MBU and S-MFU (docs/benchmarks.md).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/weight_type.h"
+#include "model/config.h"
+#include "router/engine.h"
+#include "router/scheduler.h"
+
+namespace moe {
+
+/// What one sequence had computed: consecutive positions, or its whole source by an encoder.
+struct RowRange {
+  std::size_t first = 0;
+  std::size_t rows = 0;
+  bool encode = false;
+  std::size_t source = 0;  // positions that cross attention sees
+};
+
+struct StepShape {
+  std::vector<RowRange> ranges;                  // one a sequence that took part
+  std::size_t logit_rows = 0;                    // rows that went through the head
+  std::span<const std::uint64_t> expert_tokens;  // (sparse layers, experts)
+
+  std::size_t rows() const;
+};
+
+/// The shape of the step that has just computed `chunks` for sequences that generate.
+StepShape ShapeOf(std::span<const Chunk> chunks, std::span<const std::uint64_t> expert_tokens);
+
+/// Sums over steps.
+struct Work {
+  std::uint64_t steps = 0;
+  std::uint64_t rows = 0;
+  double weight_bytes = 0;
+  double kv_bytes = 0;
+  double operations = 0;
+  std::uint64_t distinct_experts = 0;  // (layer, expert) pairs with a token, each step's added up
+
+  double bytes() const { return weight_bytes + kv_bytes; }
+  Work& operator+=(const Work& other);
+};
+
+/// What steps of a model touch and compute.
+class WorkMeter {
+ public:
+  /// `config` outlives it; weights are held as `type`.
+  WorkMeter(const ModelConfig& config, WeightType type);
+
+  Work Of(const StepShape& step) const;
+
+ private:
+  /// The dense weights of a stack.
+  struct Dense {
+    double bytes = 0;
+    double operations = 0;  // of a row
+  };
+  /// A routed expert of a sparse layer.
+  struct Expert {
+    double bytes = 0;
+    double operations = 0;  // of a row
+  };
+
+  Dense& dense(bool encoder) { return encoder ? encoder_ : decoder_; }
+
+  const ModelConfig& config_;
+  const double table_row_bytes_;  // of the embedding, and of the output matrix
+  Dense encoder_;
+  Dense decoder_;
+  std::vector<Expert> experts_;  // by sparse layer
+};
+
+/// Bytes of keys and values that the rows of `range` read in a layer, each position once a step.
+double KvBytesRead(const AttentionSpec& attention, const RowRange& range);
+
+/// Operations of the scores and of the sum over values of those rows.
+double AttentionOperations(const AttentionSpec& attention, const RowRange& range);
+
+}  // namespace moe
