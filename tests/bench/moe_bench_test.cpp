@@ -2,67 +2,20 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "core/text.h"
 #include "tests/bench/fake_inference_server.h"
+#include "tests/bench/program.h"
 
 namespace moe {
 namespace {
 
 using nlohmann::json;
 using testing::HasSubstr;
-
-class Program : public testing::Test {
- protected:
-  void SetUp() override {
-    std::string name = testing::TempDir() + "/moe-bench-XXXXXX";
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    folder_ = name;
-  }
-  void TearDown() override { ASSERT_EQ(std::system(("rm -r '" + folder_ + "'").c_str()), 0); }
-
-  struct Outcome {
-    int exit_code = -1;
-    std::string out;
-    std::string err;
-  };
-
-  std::string Read(const std::string& name) const {
-    std::ostringstream text;
-    text << std::ifstream(folder_ + "/" + name).rdbuf();
-    return text.str();
-  }
-
-  pid_t Start(const std::string& arguments, const std::string& environment = "") const {
-    const std::string command = Cat("exec env ", environment, " '", MOE_BINARY_DIR, "/bin/moe_bench' ", arguments,
-                                    " > '", folder_, "/out' 2> '", folder_, "/err'");
-    const pid_t child = fork();
-    if (child == 0) {
-      execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
-      _exit(127);
-    }
-    return child;
-  }
-
-  Outcome Wait(pid_t child) const {
-    int status = 0;
-    EXPECT_EQ(waitpid(child, &status, 0), child);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, Read("out"), Read("err")};
-  }
-
-  Outcome Run(const std::string& arguments, const std::string& environment = "") const {
-    return Wait(Start(arguments, environment));
-  }
-
-  std::string folder_;
-};
 
 std::string LoadArguments(const FakeInferenceServer& server, const std::string& more = "") {
   return Cat("load --server ", server.address(), " --num-requests 5 --input-len 8 --output-len 4 ", more);

@@ -1,0 +1,160 @@
+// moe_bench engine and moe_bench quality as programs, with a tiny load: exit codes, JSON, held-out loss.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "tests/bench/program.h"
+
+namespace moe {
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+std::string Source(const std::string& relative) { return Cat(MOE_SOURCE_DIR, "/", relative); }
+
+json ReadJson(const std::string& path) { return json::parse(std::ifstream(path)); }
+
+TEST_F(Program, EngineWritesTheEnvelopeWithTheMachinesRoofs) {
+  const Outcome run = Run(Cat("engine --model ", Source("models/eight-languages-moe"),
+                              " -p 8 -n 3,2 -b 1,2 -r 2 --threads 1 --json --output ", folder_, "/result.json"));
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(run.err, "");
+  const json report = json::parse(run.out);
+  EXPECT_EQ(json::parse(Read("result.json")), report);
+  EXPECT_EQ(report["schema"], 1);
+  EXPECT_EQ(report["kind"], "engine");
+  EXPECT_GT(report["host"]["read_bandwidth_bytes_per_s"], 0);
+  EXPECT_GT(report["host"]["peak_flops"], 0);
+  EXPECT_EQ(report["config"]["prompt_lengths"], "8");
+  EXPECT_EQ(report["config"]["generate"], "3,2");
+  EXPECT_EQ(report["config"]["repetitions"], 2);
+  EXPECT_EQ(report["config"]["threads"], 1);
+  EXPECT_EQ(report["config"]["weight_type"], "auto");
+
+  const json& results = report["results"];
+  ASSERT_EQ(results.size(), 6u);
+  const std::pair<const char*, int> tests[] = {{"pp8", 1}, {"pp8", 2}, {"tg3", 1}, {"tg3", 2}, {"tg2", 1}, {"tg2", 2}};
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    const json& result = results[i];
+    EXPECT_EQ(result["test"], tests[i].first);
+    EXPECT_EQ(result["batch"], tests[i].second);
+    EXPECT_EQ(result["weight_type"], "bf16");
+    EXPECT_EQ(result["threads"], 1);
+    EXPECT_EQ(result["ranks"], 1);
+    EXPECT_EQ(result["transport"], "inprocess");
+    EXPECT_EQ(result["model"], "eight-languages-moe");
+    for (const char* key : {"tokens_per_s", "step_seconds", "s_mbu", "s_mfu", "bytes_per_token"})
+      EXPECT_GT(result[key], 0) << key;
+    EXPECT_GE(result["tokens_per_s_stddev"], 0);
+    EXPECT_EQ(result["repetitions"].size(), 2u);
+  }
+  EXPECT_EQ(results[2]["distinct_experts"], 2);  // one token at a time
+}
+
+TEST_F(Program, EnginePrintsATable) {
+  const Outcome run = Run(Cat("engine --model ", Source("models/eight-languages-dense"),
+                              " -p 4 -n 0 -b 1 -r 1 --weight-type f32 --no-roofs"));
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_THAT(run.out, HasSubstr("eight-languages-dense, f32, 1 rank(s)"));
+  EXPECT_THAT(run.out, HasSubstr("\npp4 "));
+}
+
+// The whole text, as an independent implementation scored it.
+TEST_F(Program, QualityFindsTheHeldOutLossOfTheBundledModels) {
+  for (const char* name : {"eight-languages-moe", "eight-languages-dense", "eight-languages-collapsed"}) {
+    const std::string model = Source(Cat("models/", name));
+    const json golden = ReadJson(model + "/golden.json");
+    const Outcome run = Run(Cat("quality --model ", model, " --text ", Source("models/held-out.txt"), " --window ",
+                                golden["val_window_bytes"].get<int>(), " --weight-type f32 --json"));
+    ASSERT_EQ(run.exit_code, 0) << run.err;
+    EXPECT_EQ(run.err, "");
+    const json report = json::parse(run.out);
+    EXPECT_EQ(report["kind"], "quality");
+    EXPECT_EQ(report["config"]["window"], 256);
+    const json& result = report["results"][0];
+    EXPECT_EQ(result["weight_type"], "f32");
+    EXPECT_EQ(result["tokens"], golden["val_scored_bytes"]);
+    EXPECT_NEAR(result["mean_nll"], golden["val_nll_256_float64"], 1e-5) << name;
+    EXPECT_EQ(result["kl"], 0);
+    EXPECT_EQ(result["tasks"], json::object());
+  }
+}
+
+TEST_F(Program, QualityFindsTheTasksThatACollapsedModelAnswers) {
+  const std::string model = Source("models/eight-languages-collapsed");
+  const Outcome run =
+      Run(Cat("quality --model ", model, " --text ", Source("models/held-out.txt"),
+              " --max-windows 2 --weight-type auto,f32 --tasks ", Source("models/tasks.jsonl"), " --json"));
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const json results = json::parse(run.out)["results"];
+  ASSERT_EQ(results.size(), 2u);
+  EXPECT_EQ(results[0]["weight_type"], "bf16");
+  for (const json& result : results) {
+    EXPECT_EQ(result["tasks"], ReadJson(model + "/golden.json")["accuracy"]);
+    EXPECT_EQ(result["num_tasks"], 320);
+    EXPECT_EQ(result["tokens"], 2 * 255);
+  }
+}
+
+TEST_F(Program, QualityPrintsATable) {
+  const Outcome run =
+      Run(Cat("quality --model ", Source("models/eight-languages-moe"), " --text ", Source("models/held-out.txt"),
+              " --window 32 --max-windows 4 --tasks ", Source("models/tasks.jsonl"), " --max-tasks 8"));
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_THAT(run.out, HasSubstr("KL from f32"));
+  EXPECT_THAT(run.out, HasSubstr("\nmirror              1   100.0%\n"));
+}
+
+TEST_F(Program, EngineAndQualityRefuseBadUsageInOneSentence) {
+  const std::string model = Source("models/eight-languages-moe");
+  const std::string text = Source("models/held-out.txt");
+  std::ofstream(folder_ + "/bad.jsonl") << "{\"language\": \"a\"}\n";
+  std::ofstream(folder_ + "/bad.toml") << "[engine]\nrepetition = 3\n";
+  const std::pair<std::string, const char*> cases[] = {
+      {"engine", "--model"},
+      {"engine --model /nonexistent", "/nonexistent"},
+      {Cat("engine --model ", model, " -p x"), "x"},
+      {Cat("engine --model ", model, " -p 0 -n 0"), "nothing to measure"},
+      {Cat("engine --model ", model, " -p 513"), "context of 512"},
+      {Cat("engine --model ", model, " -b 0"), "-b 0"},
+      {Cat("engine --model ", model, " -r 0"), "-r is 0"},
+      {Cat("engine --model ", model, " --weight-type int3"), "int3"},
+      {Cat("engine --model ", model, " --transport mpi"), "mpirun"},
+      {Cat("engine --model ", model, " --placement diagonal"), "diagonal"},
+      {Cat("engine --model ", model, " --output /nonexistent/x"), "/nonexistent/x"},
+      {Cat("engine --model ", model, " --config ", folder_, "/bad.toml"), "repetition"},
+      {Cat("quality --text ", text), "--model"},
+      {Cat("quality --model ", model), "--text"},
+      {Cat("quality --model ", model, " --text /nonexistent"), "/nonexistent"},
+      {Cat("quality --model /nonexistent --text ", text), "/nonexistent"},
+      {Cat("quality --model ", model, " --text ", text, " --weight-type f32,f17"), "f17"},
+      {Cat("quality --model ", model, " --text ", text, " --window 1"), "--window 1"},
+      {Cat("quality --model ", model, " --text ", text, " --window 1000"), "context of 512"},
+      {Cat("quality --model ", model, " --text ", text, " --tasks ", folder_, "/bad.jsonl"), "line 1"},
+      {Cat("quality --model ", model, " --text ", text, " --output /nonexistent/x"), "/nonexistent/x"},
+  };
+  for (const auto& [arguments, expected] : cases) {
+    const Outcome run = Run(arguments);
+    EXPECT_EQ(run.exit_code, 2) << arguments << ": " << run.err;
+    EXPECT_EQ(run.out, "") << arguments;
+    EXPECT_THAT(run.err, HasSubstr(expected)) << arguments;
+    EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;
+  }
+}
+
+TEST_F(Program, EngineTakesFlagsFromTheEnvironment) {
+  const Outcome run =
+      Run("engine --json -p 4 -n 0 -b 1 --no-roofs", Cat("MOE_BENCH_MODEL=", Source("models/eight-languages-dense"),
+                                                         " MOE_BENCH_REPETITIONS=1 MOE_BENCH_WEIGHT_TYPE=f16"));
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const json results = json::parse(run.out)["results"];
+  EXPECT_EQ(results[0]["weight_type"], "f16");
+  EXPECT_TRUE(results[0]["s_mbu"].is_null());
+  EXPECT_TRUE(results[0]["s_mfu"].is_null());
+  EXPECT_EQ(results[0]["repetitions"].size(), 1u);
+}
+
+}  // namespace
+}  // namespace moe
