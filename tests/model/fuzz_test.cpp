@@ -1,4 +1,4 @@
-// Changed configurations, 50,000 of the 100,000 cases: each is an error that says what is wrong, or a model of which
+// Changed configurations, 40,000 of the 100,000 cases: each is an error that says what is wrong, or a model of which
 // everything that follows from a configuration alone can be had, in little memory. Run under the address and undefined
 // behaviour sanitizers too.
 #include <gtest/gtest.h>
@@ -25,7 +25,7 @@ namespace {
 using nlohmann::json;
 __extension__ using Wide = unsigned __int128;  // no product of sizes overflows it
 
-constexpr int kCases = 50'000;
+constexpr int kCases = 40'000;
 // A configuration of 2^12 layers has some 4 MB of LayerSpecs; lists and texts of cases are smaller.
 constexpr std::uint64_t kMostMemory = 64 << 20;
 
