@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -88,6 +89,15 @@ TEST(KvPlan, OfAnEncoderHoldsOneStepOfIt) {
   const std::size_t decoder = 3 * 2 * 2 * 4;
   const std::size_t widest_encoder_layer = 2 * 3 * 4;
   EXPECT_EQ(plan.bytes, (32 * decoder + 7 * widest_encoder_layer + 32 * decoder) * kFloatPage);
+}
+
+TEST(KvPlan, OfMoreBytesThanCanBeCountedHasTheMostThatCan) {
+  KvLimits limits = kLimits;
+  limits.tokens = std::size_t{1} << 58;
+  // 2^53 pages of 19,968 bytes.
+  EXPECT_EQ(PlanKv(Plain(), limits).bytes, std::numeric_limits<std::uint64_t>::max());
+  limits.tokens = std::size_t{1} << 50;
+  EXPECT_EQ(PlanKv(Plain(), limits).bytes, (std::uint64_t{1} << 45) * 19'968);
 }
 
 TEST(KvCache, NeedsWhatASequenceHoldsAtATime) {

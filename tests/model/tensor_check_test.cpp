@@ -21,7 +21,15 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
-// Tied tables that are stored twice.
+// Tables that are stored twice.
+
+/// What loading says.
+std::string LoadError(const SmallModel& files) {
+  const Opened model = files.Open();
+  ThreadPool pool(1);
+  const Status status = LoadDenseWeights(model.config, model.checkpoint, WeightType::kF32, pool).status();
+  return status.ok() ? "no error" : status.message();
+}
 
 TEST(RepeatedHead, IsAcceptedWhenItIsTheEmbedding) {
   SmallModel files = SmallModel::Llama({{"tie_word_embeddings", true}});
@@ -38,12 +46,28 @@ TEST(RepeatedHead, IsRefusedWhenItDiffers) {
   head.name = "lm_head.weight";
   head.bytes.back() ^= 1;
   files.tensors.push_back(head);
-  const Opened model = files.Open();
-  ThreadPool pool(1);
-  EXPECT_THAT(LoadDenseWeights(model.config, model.checkpoint, WeightType::kF32, pool).status().message(),
-              AllOf(HasSubstr("tensor lm_head.weight differs"), HasSubstr("tie_word_embeddings")));
+  EXPECT_THAT(LoadError(files), AllOf(HasSubstr("tensor lm_head.weight differs"), HasSubstr("tie_word_embeddings")));
   files.tensors.back().shape = {4, 6};
   EXPECT_THAT(files.CheckError(), HasSubstr("tensor lm_head.weight has shape (4, 6)"));
+}
+
+TEST(RepeatedTables, OfSwitchAreAcceptedWhenTheyAreTheEmbedding) {
+  for (const bool tied : {true, false}) {
+    SmallModel files = SmallModel::Like("switch_base", {{"tie_word_embeddings", tied}});
+    TestTensor table = files.At("shared.weight");
+    for (const char* name : {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}) {
+      table.name = name;
+      files.tensors.push_back(table);
+    }
+    EXPECT_EQ(files.CheckError(), "no error");
+    EXPECT_EQ(LoadError(files), "no error");
+    files.tensors.back().bytes.back() ^= 1;
+    EXPECT_THAT(LoadError(files), HasSubstr("tensor decoder.embed_tokens.weight differs from the embedding"));
+    files.tensors.back().dtype = "I32";
+    EXPECT_THAT(files.CheckError(),
+                AllOf(HasSubstr("tensor decoder.embed_tokens.weight has shape (203, 56) and dtype I32"),
+                      HasSubstr("unlike the embedding that it repeats")));
+  }
 }
 
 // CheckTensors.
@@ -136,16 +160,6 @@ TEST(IgnorableTensors, ArePredictionLayersOfFamiliesThatHaveThem) {
   SmallModel llama = SmallModel::Llama();
   llama.AddStray("model.layers.1.eh_proj.weight");
   EXPECT_THAT(llama.CheckError(), HasSubstr("is unknown to model_type llama"));
-}
-
-TEST(IgnorableTensors, AreRepeatedTablesOfSwitch) {
-  SmallModel files = SmallModel::Like("switch_base");
-  TestTensor table = files.At("shared.weight");
-  for (const char* name : {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}) {
-    table.name = name;
-    files.tensors.push_back(table);
-  }
-  EXPECT_EQ(files.CheckError(), "no error");
 }
 
 TEST(IgnorableTensors, AreImagesOfLlama4) {
