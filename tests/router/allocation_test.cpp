@@ -92,9 +92,9 @@ TEST(StepAllocation, WaitingSequencesAllocateNothing) {
 }
 
 TEST(StepAllocation, StepsOfEveryFamilyAllocateNothing) {
-  for (const std::string& golden : GoldenCases()) {
+  for (const std::string& golden : CasesIn("tests/goldens")) {
     HarnessOptions options = Options(2, 2);
-    options.model = "tests/goldens/" + golden;
+    options.model = golden;
     SequenceRequest detailed = Greedy({6}, 200);
     detailed.return_routing = true;
     const bool encoder = ReadModelConfig(SourcePath(options.model))->has_encoder();

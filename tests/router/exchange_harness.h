@@ -54,6 +54,9 @@ class FakeWorkers {
     for (std::thread& thread : threads_) thread.join();
   }
 
+  /// From the next exchange on, worker w says that it was busy for so long, and w nanoseconds. To be set between
+  /// exchanges.
+  void ClaimBusy(std::uint64_t nanoseconds) { busy_ns_ = nanoseconds; }
   /// From the next exchange on, this worker answers with a failure. To be set between exchanges.
   void Fail(std::size_t worker, Status why) {
     failing_ = worker;
@@ -76,10 +79,11 @@ class FakeWorkers {
         row[e] = ExpertOutput(slots[pair.slot], e, scales_input_ ? row[e] * pair.weight : row[e]);
       writer.SetRow(i, row);
     }
-    return writer.Finish(1000 + worker);
+    return writer.Finish(busy_ns_ + worker);
   }
 
   const bool scales_input_;  // as the layer's config says to workers
+  std::uint64_t busy_ns_ = 1000;
   std::size_t failing_ = ~std::size_t{0};
   Status why_;
   std::vector<std::thread> threads_;

@@ -1,4 +1,4 @@
-// Invariant 1 for every family: one golden of each on all arrangements of workers, chunks, company and threads.
+// Invariant 1 for every family: every golden on all arrangements of workers, chunks, company and threads.
 #include <gtest/gtest.h>
 
 #include <set>
@@ -53,13 +53,12 @@ struct Case {
 
 std::vector<Case> Cases() {
   std::vector<Case> cases;
-  for (const std::string& golden : GoldenCases()) {
-    const std::string model = "tests/goldens/" + golden;
+  for (const std::string& model : GoldenCases()) {
     const ModelConfig config = *ReadModelConfig(SourcePath(model));
     for (Arrangement& arrangement : Arrangements(config.num_experts())) {
       if (config.has_encoder() && !arrangement.whole_sources) continue;
       arrangement.options.model = model;
-      cases.push_back({Cat(golden, "_", arrangement.name), arrangement.options});
+      cases.push_back({Cat(CaseName(model), "_", arrangement.name), arrangement.options});
     }
   }
   return cases;

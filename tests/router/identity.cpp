@@ -3,8 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <iterator>
 #include <map>
 #include <utility>
+
+#include "core/text.h"
 
 namespace moe {
 namespace {
@@ -22,13 +26,21 @@ const std::vector<Client>& Plain(const std::string& model) {
 
 }  // namespace
 
-std::vector<std::string> GoldenCases() {
-  std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(SourcePath("tests/goldens")))
-    if (entry.is_directory()) names.push_back(entry.path().filename().string());
-  std::ranges::sort(names);
-  return names;
+std::vector<std::string> CasesIn(const std::string& folder) {
+  std::vector<std::string> cases;
+  for (const auto& entry : std::filesystem::directory_iterator(SourcePath(folder)))
+    if (entry.is_directory()) cases.push_back(Cat(folder, "/", entry.path().filename().string()));
+  std::ranges::sort(cases);
+  return cases;
 }
+
+std::vector<std::string> GoldenCases() {
+  std::vector<std::string> cases = CasesIn("tests/goldens");
+  std::ranges::copy(CasesIn("tests/option_goldens"), std::back_inserter(cases));
+  return cases;
+}
+
+std::string CaseName(const std::string& golden) { return std::filesystem::path(golden).filename().string(); }
 
 std::vector<SequenceRequest> MixedRequests(const ModelConfig& config) {
   const int vocab = config.vocab_size;

@@ -10,8 +10,13 @@
 
 namespace moe {
 
-/// The cases of tests/goldens by name, as they lie there: a new one needs no naming anywhere.
+/// The cases in `folder` ("tests/goldens"), below the source tree, as they lie there: a new one needs no naming
+/// anywhere.
+std::vector<std::string> CasesIn(const std::string& folder);
+/// All of tests/goldens and tests/option_goldens.
 std::vector<std::string> GoldenCases();
+/// "tests/goldens/mixtral" is "mixtral": what a test about it may be called.
+std::string CaseName(const std::string& golden);
 
 /// All that a client can ask for, with lengths on both sides of a page of the cache (kPageTokens positions) and past
 /// every window of the goldens.
