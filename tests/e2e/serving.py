@@ -29,6 +29,7 @@ BIN_DIR = pathlib.Path(os.environ.get("MOE_BIN_DIR", ROOT / "build/release/bin")
 STUBS_DIR = pathlib.Path(os.environ.get("MOE_PYTHON_STUBS", ROOT / "build/release/python"))
 MODELS = ROOT / "models"
 GOLDENS = ROOT / "tests/goldens"
+OPTION_GOLDENS = ROOT / "tests/option_goldens"
 MOE = MODELS / "eight-languages-moe"
 
 # What Open MPI needs for more ranks than processors, and as root.
