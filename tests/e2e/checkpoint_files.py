@@ -1,4 +1,4 @@
-"""Copies of a bundled checkpoint with something wrong."""
+"""Copies of a checkpoint with something wrong."""
 
 import json
 import os
@@ -16,7 +16,8 @@ class Checkpoint:
         self.folder = folder
         folder.mkdir()
         for name in ("config.json", "generation_config.json"):
-            shutil.copy(original / name, folder)
+            if (original / name).exists():
+                shutil.copy(original / name, folder)
         os.symlink(original / WEIGHTS, folder / WEIGHTS)
 
     # config.json
@@ -57,6 +58,12 @@ class Checkpoint:
         """As if it had never been stored: the others follow each other without a gap."""
         return self.change_bytes(lambda blob: _without_tensor(blob, name))
 
+    def rename_tensor(self, name: str, new_name: str) -> "Checkpoint":
+        return self.change_header(lambda header: header.update({new_name: header.pop(name)}))
+
+    def add_tensor(self, name: str, dtype: str, shape: list[int], values: bytes) -> "Checkpoint":
+        return self.change_bytes(lambda blob: _with_tensor(blob, name, dtype, shape, values))
+
     def tensor(self, name: str) -> dict:
         header, _ = _split((self.folder / WEIGHTS).read_bytes())
         return header[name]
@@ -82,6 +89,12 @@ def _with_header(blob: bytes, change) -> bytes:
     header, values = _split(blob)
     change(header)
     return _join(header, values)
+
+
+def _with_tensor(blob: bytes, name: str, dtype: str, shape: list[int], added: bytes) -> bytes:
+    header, values = _split(blob)
+    header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(values), len(values) + len(added)]}
+    return _join(header, values + added)
 
 
 def _without_tensor(blob: bytes, removed: str) -> bytes:
