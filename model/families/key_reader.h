@@ -28,8 +28,8 @@ struct RealRange {
   double max = 0;
 };
 
-/// The most entries of a list: twice the most layers, for which nearly all lists are. Longer ones are refused, so that a
-/// search through one for every layer takes no time.
+/// The most entries of a list: twice the most layers, for which nearly all lists are. Longer ones are refused, so that
+/// a search through one for every layer takes no time.
 inline constexpr std::size_t kMaxListLength = 1 << 12;
 
 /// A key that changes what the model computes and that a family does not compute: refused unless absent, null or one of

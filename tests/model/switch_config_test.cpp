@@ -88,8 +88,8 @@ TEST(Switch, TensorsOfBothStacks) {
   EXPECT_EQ(ExpertTensors(config, 13, 7)[0].name, "decoder.block.1.layer.2.mlp.experts.expert_7.wi.weight");
   EXPECT_EQ(ExpertTensors(config, 1, 7)[1].name, "encoder.block.1.layer.1.mlp.experts.expert_7.wo.weight");
   EXPECT_EQ(OuterTensors(config)[0].name, "shared.weight");
-  EXPECT_TRUE(IsIgnorable(config, "encoder.embed_tokens.weight"));
-  EXPECT_TRUE(IsIgnorable(config, "decoder.embed_tokens.weight"));
+  EXPECT_THAT(config.tensor_names.embedding_copies, ElementsAre("encoder.embed_tokens", "decoder.embed_tokens"));
+  EXPECT_FALSE(IsIgnorable(config, "encoder.embed_tokens.weight"));
 }
 
 TEST(Switch, SparseBlocks) {
