@@ -193,7 +193,7 @@ class FamilyModels : public ::testing::TestWithParam<std::string_view> {
   template <typename Check>
   void ForEachModel(Check&& check) {
     for (int i = 0; i < kModelsOfAFamily; ++i) {
-      random_.seed(static_cast<std::uint64_t>(1000 + i));
+      random_.seed(1000 + static_cast<std::uint64_t>(i));
       const json text = MakeRandomConfig(GetParam(), random_);
       SCOPED_TRACE(text.dump());
       const Result<ModelConfig> config = ParseModelConfig(text.dump(), "config.json");

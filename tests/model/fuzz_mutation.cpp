@@ -185,7 +185,8 @@ void MutateObject(json& object, const std::vector<json>& donors, std::mt19937_64
     case 1: object.erase(member); break;
     case 2: {  // renamed
       json value = std::move(*member);
-      const std::string key = member.key();
+      // A copy, for the name goes with the member.
+      const std::string key = member.key();  // NOLINT(performance-unnecessary-copy-initialization)
       object.erase(key);
       object[OneIn(random, 3) || object.empty() ? key + "_" : AnyMember(object, random).key()] = value;
       break;

@@ -242,7 +242,7 @@ void Enlarge(json& inner, const json& root) {
     if (value.is_number_integer() && !key.ends_with("_token_id")) keys.push_back(key);
   }
   // Layers last: they make everything else slow.
-  std::ranges::stable_partition(keys, [](const std::string& key) { return !key.ends_with("_layers"); });
+  std::stable_partition(keys.begin(), keys.end(), [](const std::string& key) { return !key.ends_with("_layers"); });
   for (const std::string& key : keys) {
     json& value = inner[key];
     const std::int64_t before = value;
