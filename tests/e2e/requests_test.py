@@ -11,6 +11,7 @@ import serving
 from load import LONG_PROMPT, SLOW, TOKENS, Load
 
 VOCABULARY, CONTEXT = 256, 512
+LEFT_BEHIND = 400  # sequences of a client that goes away: nearly 200,000 steps, which take far longer than it stays
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -160,21 +161,21 @@ class GoneClientTest(serving.ServingTest):
         cls.server = cls.enterClassContext(serving.running(serving.MOE, 3, *SLOW))
 
     def check_gone(self, leave) -> None:
-        """leave(server) sends 100 long sequences and goes when some have come; all of them must end, long before they
-        would be done, and be counted."""
+        """leave(server) sends LEFT_BEHIND long sequences and goes when some have come; all of them must end, long before
+        they would be done, and be counted."""
         server = self.server
         before = server.metrics().by_label("moe_requests_total", "outcome")
         leave(server)
         server.wait_until_idle()
         after = server.metrics().by_label("moe_requests_total", "outcome")
         ended = {outcome: after[outcome] - before[outcome] for outcome in after}
-        self.assertEqual(sum(ended.values()), 100)
-        self.assertGreater(ended["cancelled"], 50)
+        self.assertEqual(sum(ended.values()), LEFT_BEHIND)
+        self.assertGreater(ended["cancelled"], LEFT_BEHIND // 2)
         self.assertEqual(server.generate([[1]], 5)[0].reason, "LENGTH")
 
     def open_stream(self, channel: grpc.Channel, **options):
         stub = serving.pb.InferenceStub(channel)
-        call = stub.Generate(serving.generate_request([LONG_PROMPT] * 100, TOKENS), **options)
+        call = stub.Generate(serving.generate_request([LONG_PROMPT] * LEFT_BEHIND, TOKENS), **options)
         next(call)
         self.assertGreater(self.server.metric("moe_kv_tokens_used"), 0)
         return call
@@ -203,7 +204,7 @@ class GoneClientTest(serving.ServingTest):
             ids = " ".join(map(str, LONG_PROMPT))
             client = subprocess.Popen(
                 [sys.executable, "-B", str(serving.ROOT / "examples/python_client.py"), "--server", server.address,
-                 "--ids", "--max-new-tokens", str(TOKENS), *[ids] * 100], stdout=subprocess.DEVNULL)
+                 "--ids", "--max-new-tokens", str(TOKENS), *[ids] * LEFT_BEHIND], stdout=subprocess.DEVNULL)
             try:
                 server.wait_for_metric("moe_kv_tokens_used", lambda used: used > 0)
             finally:
