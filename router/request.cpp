@@ -114,7 +114,7 @@ Result<std::vector<SequenceRequest>> ParseScore(const v1::ScoreRequest& message,
                            " is unknown (NONE, LAST, ALL)");
   if (config.has_encoder() && message.return_logits() != v1::LOGITS_MODE_LAST)
     return Unimplemented("return_logits ", v1::LogitsMode_Name(message.return_logits()),
-                         ": an encoder–decoder model gives the logits of the first decoder step only (LAST)");
+                         ": an encoder-decoder model gives the logits of the first decoder step only (LAST)");
   std::vector<SequenceRequest> requests;
   std::uint64_t reply_bytes = 0;
   for (int i = 0; i < message.sequences_size(); ++i) {
