@@ -7,6 +7,7 @@ namespace moe {
 
 BenchCommand AddLoadCommand(CLI::App& app);
 BenchCommand AddEngineCommand(CLI::App& app);
+BenchCommand AddKernelsCommand(CLI::App& app);
 BenchCommand AddQualityCommand(CLI::App& app);
 
 }  // namespace moe

@@ -25,9 +25,11 @@ int Main(int argc, char** argv) {
       "moe_bench COMMAND --help shows a command's flags and examples, for example:\n"
       "  moe_bench load --server 127.0.0.1:50051 --num-requests 200 --request-rate 20\n"
       "  moe_bench engine --model models/eight-languages-moe\n"
+      "  moe_bench kernels --models olmoe-1b-7b\n"
       "  moe_bench quality --model models/eight-languages-moe --text models/held-out.txt");
 
-  const std::vector<BenchCommand> commands = {AddLoadCommand(app), AddEngineCommand(app), AddQualityCommand(app)};
+  const std::vector<BenchCommand> commands = {AddLoadCommand(app), AddEngineCommand(app), AddKernelsCommand(app),
+                                              AddQualityCommand(app)};
 
   try {
     app.parse(argc, argv);
@@ -39,8 +41,8 @@ int Main(int argc, char** argv) {
     }
     // CLI11 would only say that a command is missing.
     if (const std::vector<std::string> rest = app.remaining(); app.get_subcommands().empty() && !rest.empty()) {
-      return Fail(kExitBadUsage,
-                  Cat("\"", rest.front(), "\" is neither a command nor a flag (commands: load, engine, quality)."));
+      return Fail(kExitBadUsage, Cat("\"", rest.front(),
+                                     "\" is neither a command nor a flag (commands: load, engine, kernels, quality)."));
     }
     return Fail(kExitBadUsage, FirstLine(error.what()) + " (moe_bench --help shows what is known)");
   }

@@ -1,0 +1,103 @@
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <memory>
+#include <optional>
+
+#include "apps/bench_commands.h"
+#include "bench/engine/kernel_bench.h"
+#include "core/text.h"
+
+namespace moe {
+namespace {
+
+struct KernelFlags {
+  KernelBenchOptions bench;
+  std::vector<std::string> weight_types = {"f32", "bf16"};
+  OutputFlags output;
+};
+
+constexpr const char* kKernelExamples = R"(Examples:
+  moe_bench kernels
+  # one model's matrices in one type, few rows
+  moe_bench kernels --models olmoe-1b-7b --weight-types bf16 --rows 1,4,16 --contexts 2048
+Each kernel is checked against the plain reference before it is timed. Exit code: 0 done, 1 a kernel is wrong or it
+could not be run, 2 bad usage. Definitions of all figures: docs/benchmarks.md.)";
+
+void AddKernelFlags(CLI::App& command, KernelFlags& flags) {
+  KernelBenchOptions& bench = flags.bench;
+  const auto list = [&](const char* name, auto& values, const char* help) {
+    command.add_option(name, values, help)->delimiter(',')->capture_default_str();
+  };
+  list("--rows", bench.rows, "list of rows of a product");
+  list("--contexts", bench.contexts, "list of positions that attention sees");
+  list("--weight-types", flags.weight_types, "list of f32, bf16, f16");
+  list("--models", bench.models, "list of models whose shapes are taken; absent: all");
+  command.add_option("--threads", bench.threads, "compute threads; 0: every processor")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  command.add_option("--seconds", bench.seconds, "for each figure, about")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->capture_default_str();
+  command
+      .add_option("--cold-bytes", bench.cold_bytes,
+                  "weights that a pass goes through; 0: eight times the last-level cache")
+      ->capture_default_str();
+  AddOutputFlags(command, flags.output);
+  command.footer(kKernelExamples);
+}
+
+Status ReadWeightTypes(KernelFlags& flags) {
+  flags.bench.weight_types.clear();
+  for (const std::string& name : flags.weight_types) {
+    const std::optional<WeightType> type = ParseWeightType(name);
+    if (!type) return InvalidArgument("--weight-types ", name, " is unknown (f32, bf16, f16)");
+    flags.bench.weight_types.push_back(*type);
+  }
+  return Status::Ok();
+}
+
+Result<int> Run(const CLI::App& command, KernelFlags& flags) {
+  MOE_RETURN_IF_ERROR(ReadWeightTypes(flags));
+  MOE_RETURN_IF_ERROR(CheckKernelBench(flags.bench));
+  MOE_RETURN_IF_ERROR(CheckOutput(flags.output));
+  const std::string when = NowUtc();
+  const bool terminal = isatty(STDERR_FILENO) != 0;
+  const RoofOptions roof_options{.threads = flags.bench.threads, .seconds = flags.bench.seconds};
+  const Kernels& kernels = SimdKernels();
+  KernelBenchContext context{.roofs = MeasureRoofs(roof_options),
+                             .dot_roofs = MeasureDotRoofs(roof_options),
+                             .kernels = std::string(kernels.name())};
+  flags.bench.threads = context.roofs.threads;
+  if (flags.bench.cold_bytes == 0) flags.bench.cold_bytes = ColdBytes();
+  MOE_ASSIGN_OR_RETURN(const std::vector<KernelResult> results,
+                       RunKernelBench(flags.bench, kernels, [&](const std::string& what) {
+                         if (terminal) std::cerr << "moe_bench: " << what << '\n';
+                       }));
+  HostDescription host = DescribeHost();
+  host.read_bandwidth_bytes_per_s = context.roofs.read_bandwidth_bytes_per_s;
+  host.peak_flops = context.roofs.peak_flops;
+  return WriteReport(command, flags.output,
+                     {.kind = "kernels",
+                      .when = when,
+                      .host = host,
+                      .results_json = KernelResultsJson(results, context),
+                      .table = KernelTable(results, context)});
+}
+
+}  // namespace
+
+BenchCommand AddKernelsCommand(CLI::App& app) {
+  CLI::App* command =
+      app.add_subcommand("kernels", "Every kernel on the shapes that matter, beside the machine's roofs.");
+  const auto flags = std::make_shared<KernelFlags>();
+  AddKernelFlags(*command, *flags);
+  FinishCommand(*command);
+  return {.app = command, .run = [command, flags] {
+            const Result<int> code = Run(*command, *flags);
+            return code.ok() ? *code : FailBecause(code.status());
+          }};
+}
+
+}  // namespace moe

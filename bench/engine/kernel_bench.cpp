@@ -1,0 +1,282 @@
+#include "bench/engine/kernel_bench.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+
+#include "core/aligned_buffer.h"
+#include "core/clock.h"
+#include "core/text.h"
+#include "core/thread_pool.h"
+#include "model/cpu_matmul.h"
+#include "model/random_weight.h"
+
+namespace moe {
+namespace {
+
+constexpr int kLeastPasses = 3;
+constexpr std::size_t kCheckedRows = 5;      // an odd tile
+constexpr std::size_t kCheckedOutputs = 48;  // whole panels, three of them
+constexpr std::size_t kMostRows = 1 << 14;
+
+bool Chosen(const KernelBenchOptions& options, const std::string& model) {
+  return options.models.empty() || std::ranges::find(options.models, model) != options.models.end();
+}
+
+/// Numbers in ± 1, the same in every run.
+void FillRandom(std::span<float> values, std::uint64_t seed) {
+  const RandomWeight numbers({.part = ModelPart::kEmbedding, .shape = {1, 1}, .name = Cat("bench.", seed)});
+  numbers.ReadRow(0, values);
+  for (float& value : values) value *= 0.5f;
+}
+
+/// The larger; not a number is worse than any.
+double Worse(double a, double b) { return std::isnan(a) || b <= a ? a : b; }
+
+/// Mean seconds of a pass, over as many as take about `seconds`, after one that is not counted.
+template <typename Pass>
+double SecondsAPass(double seconds, const Pass& pass) {
+  pass();
+  const TimePoint begin = Clock::now();
+  int passes = 0;
+  double elapsed = 0;
+  do {
+    pass();
+    ++passes;
+    elapsed = Seconds(Clock::now() - begin);
+  } while (passes < kLeastPasses || elapsed < seconds);
+  return elapsed / passes;
+}
+
+/// Equal matrices at different places, enough of them that the last-level cache does not help: a step goes through the
+/// weights of all layers before it comes back to the first.
+class ColdWeights {
+ public:
+  ColdWeights(const MatrixShape& shape, WeightType type, std::size_t cold_bytes, ThreadPool& pool) {
+    const std::size_t bytes = shape.outputs * shape.inputs * BytesPerWeight(type);
+    matrices_.resize(std::max<std::size_t>(1, (cold_bytes + bytes - 1) / bytes));
+    pool.ParallelFor(matrices_.size(), [&](std::size_t i, int) {
+      const RandomWeight weight(
+          {.part = ModelPart::kExperts,
+           .shape = {static_cast<std::int64_t>(shape.outputs), static_cast<std::int64_t>(shape.inputs)},
+           .name = Cat(shape.model, ".", shape.matrix, ".", i)});
+      matrices_[i] =
+          PackedMatrix::Pack(shape.outputs, shape.inputs, type, [&](std::size_t first, MatrixView<float> rows) {
+            for (std::size_t r = 0; r < rows.rows(); ++r) weight.ReadRow(first + r, rows.row(r));
+          });
+    });
+  }
+  const std::vector<PackedMatrix>& matrices() const { return matrices_; }
+
+ private:
+  std::vector<PackedMatrix> matrices_;
+};
+
+/// The largest difference from the reference as a share of what rounding allows: two sums of n products in fp32 differ
+/// by at most n ulp of the sum of the products' magnitudes each (Higham 2002, section 3.1).
+double MatMulError(const Kernels& kernels, const PackedMatrix& w) {
+  AlignedBuffer<float> x_data(kCheckedRows * w.cols());
+  FillRandom(x_data.span(), 1);
+  const MatrixView<float> x(x_data.data(), kCheckedRows, w.cols());
+  std::vector<float> magnitudes_data(x_data.span().begin(), x_data.span().end());
+  std::vector<float> fast_data(kCheckedRows * w.rows()), slow_data(kCheckedRows * w.rows());
+  const MatrixView<float> fast(fast_data.data(), kCheckedRows, w.rows());
+  const MatrixView<float> slow(slow_data.data(), kCheckedRows, w.rows());
+  const std::size_t panels = std::min(w.panels(), kCheckedOutputs / PackedMatrix::kPanelWidth);
+  kernels.MatMulPanels(x, w, 0, panels, fast);
+  ReferenceKernels().MatMulPanels(x, w, 0, panels, slow);
+  // |x| ≤ 1 and |w| ≤ sqrt(3 / inputs), as they were made: the sum of magnitudes is at most sqrt(3 inputs).
+  const double inputs = static_cast<double>(w.cols());
+  const double allowed = inputs * std::numeric_limits<float>::epsilon() * std::sqrt(3 * inputs);
+  double worst = 0;
+  for (std::size_t row = 0; row < kCheckedRows; ++row)
+    for (std::size_t col = 0; col < std::min(w.rows(), kCheckedOutputs); ++col)
+      worst = Worse(worst, std::abs(static_cast<double>(fast(row, col)) - slow(row, col)) / allowed);
+  return worst;
+}
+
+/// Keys and values of one sequence, in pages, and queries for some rows at its end.
+struct AttentionCase {
+  AttentionCase(const HeadsShape& heads, std::size_t length, std::size_t sequences)
+      : shape(heads),
+        positions(length),
+        pages((length + kPageTokens - 1) / kPageTokens),
+        page_floats(kPageTokens * heads.head_dim),
+        cache(sequences * heads.kv_heads * pages * page_floats * 2),
+        queries(sequences * heads.heads * heads.head_dim),
+        out(queries.size()) {
+    FillRandom(cache.span(), 2);
+    FillRandom(queries.span(), 3);
+  }
+
+  /// The task of one KV head of one sequence; the pointers are written to `key_pages` and `value_pages`.
+  AttentionTask Task(std::size_t sequence, std::size_t kv_head, std::vector<const float*>& key_pages,
+                     std::vector<const float*>& value_pages) {
+    const std::size_t group = shape.heads / shape.kv_heads;
+    const float* base = cache.data() + (sequence * shape.kv_heads + kv_head) * pages * page_floats * 2;
+    for (std::size_t page = 0; page < pages; ++page) {
+      key_pages[page] = base + 2 * page * page_floats;
+      value_pages[page] = base + (2 * page + 1) * page_floats;
+    }
+    const std::size_t at = (sequence * shape.heads + kv_head * group) * shape.head_dim;
+    return {.queries = {queries.data() + at, group, shape.head_dim},
+            .key_pages = key_pages,
+            .value_pages = value_pages,
+            .value_stride = shape.head_dim,
+            .begin = 0,
+            .end = positions,
+            .scale = static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim))),
+            .out = {out.data() + at, group, shape.head_dim}};
+  }
+
+  const HeadsShape shape;
+  const std::size_t positions;
+  const std::size_t pages;
+  const std::size_t page_floats;
+  AlignedBuffer<float> cache;
+  AlignedBuffer<float> queries;
+  AlignedBuffer<float> out;
+};
+
+/// A weighted mean of values in ± 0.5: the weights carry the error of exp and of scores, each some n ulp.
+double AttentionError(const Kernels& kernels, const HeadsShape& shape, std::size_t positions) {
+  AttentionCase fast(shape, positions, 1), slow(shape, positions, 1);
+  std::vector<const float*> keys(fast.pages), values(fast.pages);
+  kernels.Attention(fast.Task(0, 0, keys, values));
+  ReferenceKernels().Attention(slow.Task(0, 0, keys, values));
+  const double allowed = static_cast<double>(positions + 4 * shape.head_dim) * std::numeric_limits<float>::epsilon();
+  double worst = 0;
+  for (std::size_t i = 0; i < shape.heads / shape.kv_heads * shape.head_dim; ++i)
+    worst = Worse(worst, std::abs(static_cast<double>(fast.out[i]) - slow.out[i]) / allowed);
+  return worst;
+}
+
+class KernelBench {
+ public:
+  KernelBench(const KernelBenchOptions& options, const Kernels& kernels, ThreadPool& pool)
+      : options_(options), kernels_(kernels), pool_(pool) {}
+
+  Status MatMuls(const MatrixShape& shape, WeightType type, std::vector<KernelResult>& results) {
+    const ColdWeights weights(shape, type, options_.cold_bytes, pool_);
+    const double error = MatMulError(kernels_, weights.matrices().front());
+    const std::string name = Cat(shape.matrix, " ", shape.outputs, "x", shape.inputs);
+    if (!(error <= 1))
+      return Internal("matmul of ", shape.model, " ", name, " in ", Name(type), " differs from the reference by ",
+                      error, " times what rounding allows");
+    for (const std::size_t rows : options_.rows) {
+      AlignedBuffer<float> x_data(rows * shape.inputs), y_data(rows * shape.outputs);
+      FillRandom(x_data.span(), rows);
+      const MatrixView<const float> x(x_data.data(), rows, shape.inputs);
+      const MatrixView<float> y(y_data.data(), rows, shape.outputs);
+      const double seconds = SecondsAPass(options_.seconds, [&] {
+        for (const PackedMatrix& w : weights.matrices()) MatMul(pool_, kernels_, x, w, {}, y);
+      });
+      const auto count = static_cast<double>(weights.matrices().size());
+      const auto elements = static_cast<double>(shape.outputs * shape.inputs);
+      results.push_back({.kernel = "matmul",
+                         .model = shape.model,
+                         .shape = name,
+                         .weights = std::string(Name(type)),
+                         .rows = rows,
+                         .bytes_per_s = count * elements * static_cast<double>(BytesPerWeight(type)) / seconds,
+                         .operations_per_s = 2 * count * elements * static_cast<double>(rows) / seconds,
+                         .largest_error = error});
+    }
+    return Status::Ok();
+  }
+
+  Status Attentions(const HeadsShape& shape, std::size_t positions, std::vector<KernelResult>& results) {
+    const double error = AttentionError(kernels_, shape, positions);
+    const std::string name =
+        Cat(shape.heads, " heads on ", shape.kv_heads, " of ", shape.head_dim, ", ", positions, " positions");
+    if (!(error <= 1))
+      return Internal("attention of ", shape.model, ", ", name, ", differs from the reference by ", error,
+                      " times what rounding allows");
+    // Decoding of as many sequences as it takes to leave the cache.
+    const std::size_t bytes = positions * shape.kv_heads * shape.head_dim * 2 * sizeof(float);
+    const std::size_t sequences = std::max<std::size_t>(1, (options_.cold_bytes + bytes - 1) / bytes);
+    AttentionCase work(shape, positions, sequences);
+    const auto threads = static_cast<std::size_t>(pool_.threads());
+    std::vector<std::vector<const float*>> keys(threads, std::vector<const float*>(work.pages)), values = keys;
+    const double seconds = SecondsAPass(options_.seconds, [&] {
+      pool_.ParallelFor(sequences * shape.kv_heads, [&](std::size_t item, int thread) {
+        const auto t = static_cast<std::size_t>(thread);
+        kernels_.Attention(work.Task(item / shape.kv_heads, item % shape.kv_heads, keys[t], values[t]));
+      });
+    });
+    const double pairs = static_cast<double>(sequences * shape.heads * positions) * static_cast<double>(shape.head_dim);
+    results.push_back({.kernel = "attention",
+                       .model = shape.model,
+                       .shape = name,
+                       .weights = "f32",
+                       .rows = 1,
+                       .bytes_per_s = static_cast<double>(sequences * bytes) / seconds,
+                       .operations_per_s = 4 * pairs / seconds,
+                       .largest_error = error});
+    return Status::Ok();
+  }
+
+ private:
+  const KernelBenchOptions& options_;
+  const Kernels& kernels_;
+  ThreadPool& pool_;
+};
+
+}  // namespace
+
+std::vector<MatrixShape> MatrixShapes() {
+  return {
+      {"olmoe-1b-7b", "expert gate and up", 2 * 1024, 2048},  {"olmoe-1b-7b", "expert down", 2048, 1024},
+      {"olmoe-1b-7b", "q, k and v", 3 * 2048, 2048},          {"mixtral-8x7b", "expert gate and up", 2 * 14336, 4096},
+      {"mixtral-8x7b", "expert down", 4096, 14336},           {"mixtral-8x7b", "q, k and v", 4096 + 2 * 1024, 4096},
+      {"qwen3-30b-a3b", "expert gate and up", 2 * 768, 2048}, {"qwen3-30b-a3b", "expert down", 2048, 768},
+      {"qwen3-30b-a3b", "q, k and v", 4096 + 2 * 512, 2048},
+  };
+}
+
+std::vector<HeadsShape> HeadsShapes() {
+  return {{"olmoe-1b-7b", 16, 16, 128}, {"mixtral-8x7b", 32, 8, 128}, {"qwen3-30b-a3b", 32, 4, 128}};
+}
+
+Status CheckKernelBench(const KernelBenchOptions& options) {
+  if (options.rows.empty() && options.contexts.empty())
+    return InvalidArgument("--rows and --contexts leave nothing to measure");
+  for (const std::size_t rows : options.rows)
+    if (rows == 0 || rows > kMostRows) return InvalidArgument("--rows ", rows, " is not from 1 to ", kMostRows);
+  constexpr std::size_t kMostPositions = 1 << 20;
+  for (const std::size_t positions : options.contexts)
+    if (positions == 0 || positions > kMostPositions)
+      return InvalidArgument("--contexts ", positions, " is not from 1 to ", kMostPositions);
+  const std::vector<HeadsShape> shapes = HeadsShapes();
+  std::string known;
+  for (const HeadsShape& shape : shapes) known += Cat(known.empty() ? "" : ", ", shape.model);
+  for (const std::string& model : options.models)
+    if (std::ranges::find(shapes, model, &HeadsShape::model) == shapes.end())
+      return InvalidArgument("--models ", model, " is unknown (", known, ")");
+  return Status::Ok();
+}
+
+Result<std::vector<KernelResult>> RunKernelBench(const KernelBenchOptions& options, const Kernels& kernels,
+                                                 const std::function<void(const std::string&)>& starting) {
+  ThreadPool pool({.threads = options.threads, .spin_microseconds = 20});
+  KernelBench bench(options, kernels, pool);
+  std::vector<KernelResult> results;
+  for (const MatrixShape& shape : MatrixShapes()) {
+    if (!Chosen(options, shape.model) || options.rows.empty()) continue;
+    for (const WeightType type : options.weight_types) {
+      starting(Cat(shape.model, " ", shape.matrix, " ", Name(type)));
+      MOE_RETURN_IF_ERROR(bench.MatMuls(shape, type, results));
+    }
+  }
+  for (const HeadsShape& shape : HeadsShapes()) {
+    if (!Chosen(options, shape.model)) continue;
+    for (const std::size_t positions : options.contexts) {
+      starting(Cat(shape.model, " attention over ", positions));
+      MOE_RETURN_IF_ERROR(bench.Attentions(shape, positions, results));
+    }
+  }
+  return results;
+}
+
+}  // namespace moe

@@ -1,0 +1,155 @@
+#include "bench/engine/kernel_bench.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "bench/engine/dot_instructions.h"
+
+namespace moe {
+namespace {
+
+using testing::HasSubstr;
+
+/// The smallest of everything: one matrix of each shape, once.
+KernelBenchOptions Tiny() {
+  return {.rows = {1, 3},
+          .contexts = {40},
+          .weight_types = {WeightType::kBf16},
+          .models = {"qwen3-30b-a3b"},
+          .threads = 2,
+          .seconds = 0,
+          .cold_bytes = 1};
+}
+
+const auto kQuietly = [](const std::string&) {};
+
+/// Kernels of which two can be wrong.
+class WrongKernels final : public Kernels {
+ public:
+  float product_error = 0;
+  float attention_error = 0;
+
+  std::string_view name() const override { return "wrong"; }
+  void MatMulPanels(MatrixView<const float> x, const PackedMatrix& w, std::size_t begin, std::size_t end,
+                    MatrixView<float> y) const override {
+    right_.MatMulPanels(x, w, begin, end, y);
+    y(y.rows() - 1, 0) += product_error;
+  }
+  void Attention(const AttentionTask& task) const override {
+    right_.Attention(task);
+    task.out(task.out.rows() - 1, task.out.cols() - 1) += attention_error;
+  }
+  void RmsNorm(std::span<const float>, std::span<const float>, float, std::span<float>) const override {}
+  void Rope(MatrixView<float>, std::span<const float>, std::span<const float>, RopePairing) const override {}
+  void SiluMul(std::span<float>, std::span<const float>) const override {}
+  void ClampedSwiGlu(std::span<float>, std::span<const float>, float) const override {}
+  void Relu(std::span<float>) const override {}
+  void Sigmoid(std::span<float>) const override {}
+  void Clamp(float, std::span<float>) const override {}
+  void Scale(float, std::span<float>) const override {}
+  void Add(std::span<const float>, std::span<float>) const override {}
+  void AddScaled(float, std::span<const float>, std::span<float>) const override {}
+  void Softmax(std::span<float>) const override {}
+  float LogSumExp(std::span<const float>) const override { return 0; }
+
+ private:
+  const Kernels& right_ = SimdKernels();
+};
+
+TEST(KernelBench, MeasuresEveryShapeWithEveryNumberOfRows) {
+  const auto results = RunKernelBench(Tiny(), SimdKernels(), kQuietly);
+  ASSERT_TRUE(results.ok()) << results.status().message();
+  ASSERT_EQ(results->size(), 3u * 2 + 1);  // expert's two matrices and attention's, then attention
+  for (const KernelResult& result : *results) {
+    EXPECT_EQ(result.model, "qwen3-30b-a3b");
+    EXPECT_GT(result.bytes_per_s, 0) << result.shape;
+    EXPECT_LE(result.largest_error, 1) << result.shape;
+    // Both rates are of the same seconds: a weight of two bytes is multiplied and added once a row; a key and a value
+    // of four bytes each serve the eight query heads of their group.
+    const double operations_per_byte = result.kernel == "matmul" ? static_cast<double>(result.rows) : 4.0 * 8 / 8;
+    EXPECT_NEAR(result.operations_per_s / result.bytes_per_s, operations_per_byte, 1e-9) << result.shape;
+  }
+  EXPECT_EQ(results->front().shape, "expert gate and up 1536x2048");
+  EXPECT_EQ(results->back().shape, "32 heads on 4 of 128, 40 positions");
+}
+
+TEST(KernelBench, RefusesAKernelThatIsWrong) {
+  WrongKernels kernels;
+  ASSERT_TRUE(RunKernelBench(Tiny(), kernels, kQuietly).ok());
+  kernels.product_error = 0.1f;
+  const Status product = RunKernelBench(Tiny(), kernels, kQuietly).status();
+  EXPECT_EQ(product.code(), StatusCode::kInternal);
+  EXPECT_THAT(product.message(), HasSubstr("matmul of qwen3-30b-a3b expert gate and up 1536x2048 in bf16 differs"));
+  kernels.product_error = std::nanf("");
+  EXPECT_FALSE(RunKernelBench(Tiny(), kernels, kQuietly).ok());
+  kernels.product_error = 0;
+  kernels.attention_error = 0.01f;
+  EXPECT_THAT(RunKernelBench(Tiny(), kernels, kQuietly).status().message(),
+              HasSubstr("attention of qwen3-30b-a3b, 32 heads on 4 of 128, 40 positions, differs"));
+}
+
+TEST(KernelBench, RefusesValuesOutOfRangeByName) {
+  const auto message = [](const auto& change) {
+    KernelBenchOptions options = Tiny();
+    change(options);
+    return CheckKernelBench(options).message();
+  };
+  EXPECT_TRUE(CheckKernelBench(Tiny()).ok());
+  EXPECT_EQ(message([](auto& o) { o.rows = {4, 0}; }), "--rows 0 is not from 1 to 16384");
+  EXPECT_EQ(message([](auto& o) { o.rows = {16385}; }), "--rows 16385 is not from 1 to 16384");
+  EXPECT_EQ(message([](auto& o) { o.contexts = {0}; }), "--contexts 0 is not from 1 to 1048576");
+  EXPECT_EQ(message([](auto& o) { o.models = {"gpt-5"}; }),
+            "--models gpt-5 is unknown (olmoe-1b-7b, mixtral-8x7b, qwen3-30b-a3b)");
+  EXPECT_EQ(message([](auto& o) { o.rows = o.contexts = {}; }), "--rows and --contexts leave nothing to measure");
+}
+
+TEST(KernelBench, ReportsSharesOfTheRoofs) {
+  const KernelResult result{.kernel = "matmul",
+                            .model = "m",
+                            .shape = "s",
+                            .weights = "bf16",
+                            .rows = 4,
+                            .bytes_per_s = 20e9,
+                            .operations_per_s = 80e9,
+                            .largest_error = 0.5};
+  const KernelBenchContext context{
+      .roofs = {.read_bandwidth_bytes_per_s = 40e9, .peak_flops = 400e9, .threads = 2},
+      .dot_roofs = {{.format = "int8", .instruction_set = "avx2", .operations_per_s = 100e9}},
+      .kernels = "avx2"};
+  const auto json = nlohmann::json::parse(KernelResultsJson({result}, context));
+  EXPECT_EQ(json["target"], "avx2");
+  EXPECT_EQ(json["threads"], 2);
+  EXPECT_EQ(json["roofs"][0]["operations_per_s"], 100e9);
+  EXPECT_EQ(json["kernels"][0]["rows"], 4);
+  EXPECT_EQ(json["kernels"][0]["share_of_bandwidth"], 0.5);
+  EXPECT_EQ(json["kernels"][0]["share_of_peak"], 0.2);
+  EXPECT_THAT(KernelTable({result}, context), HasSubstr("     4       20.0      50%       80.0      20%"));
+}
+
+TEST(DotInstructions, DoWhatTheyCount) {
+  for (const DotInstruction& instruction : DotInstructions()) {
+    if (!instruction.available()) continue;
+    float sink = 1;
+    const double once = instruction.run(1, sink);
+    EXPECT_GT(once, 0) << instruction.instruction_set;
+    sink = 1;
+    EXPECT_EQ(instruction.run(1000, sink), 1000 * once) << instruction.instruction_set;
+    if (instruction.format != "fp32") continue;
+    // Each of twelve chains becomes 1e-3 of itself and 2e-3 in a round, and so comes to rest.
+    EXPECT_NEAR(sink, 12 * 2e-3 / (1 - 1e-3), 1e-6) << instruction.instruction_set;
+  }
+}
+
+TEST(MeasureDotRoofs, GivesEveryInstructionThatTheMachineHas) {
+  std::size_t available = 0;
+  for (const DotInstruction& instruction : DotInstructions()) available += instruction.available();
+  const std::vector<DotRoof> roofs = MeasureDotRoofs({.threads = 1, .seconds = 1e-3});
+  EXPECT_EQ(roofs.size(), available);
+  for (const DotRoof& roof : roofs) EXPECT_GT(roof.operations_per_s, 0) << roof.instruction_set;
+}
+
+}  // namespace
+}  // namespace moe
