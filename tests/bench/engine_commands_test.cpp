@@ -1,4 +1,4 @@
-// moe_bench engine and moe_bench quality as programs, with a tiny load: exit codes, JSON, held-out loss.
+// moe_bench engine, kernels and quality as programs, with a tiny load: exit codes, JSON, held-out loss.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -61,6 +61,23 @@ TEST_F(Program, EnginePrintsATable) {
   EXPECT_THAT(run.out, HasSubstr("\npp4 "));
 }
 
+TEST_F(Program, KernelsAreMeasuredBesideTheRoofs) {
+  const Outcome run =
+      Run("kernels --models qwen3-30b-a3b --rows 1,2 --contexts 64 --weight-types bf16 --seconds 0.001 --cold-bytes 1 "
+          "--json");
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const json report = json::parse(run.out);
+  EXPECT_EQ(report["kind"], "kernels");
+  EXPECT_GT(report["host"]["read_bandwidth_bytes_per_s"], 0);
+  EXPECT_EQ(report["config"]["rows"], "1,2");
+  ASSERT_EQ(report["results"]["kernels"].size(), 3u * 2 + 1);
+  for (const json& kernel : report["results"]["kernels"]) {
+    EXPECT_GT(kernel["share_of_bandwidth"], 0) << kernel;
+    EXPECT_GT(kernel["share_of_peak"], 0) << kernel;
+    EXPECT_LE(kernel["largest_error"], 1) << kernel;
+  }
+}
+
 // The whole text, as an independent implementation scored it.
 TEST_F(Program, QualityFindsTheHeldOutLossOfTheBundledModels) {
   for (const char* name : {"eight-languages-moe", "eight-languages-dense", "eight-languages-collapsed"}) {
@@ -107,7 +124,7 @@ TEST_F(Program, QualityPrintsATable) {
   EXPECT_THAT(run.out, HasSubstr("\nmirror              1   100.0%\n"));
 }
 
-TEST_F(Program, EngineAndQualityRefuseBadUsageInOneSentence) {
+TEST_F(Program, CommandsRefuseBadUsageInOneSentence) {
   const std::string model = Source("models/eight-languages-moe");
   const std::string text = Source("models/held-out.txt");
   std::ofstream(folder_ + "/bad.jsonl") << "{\"language\": \"a\"}\n";
@@ -125,6 +142,9 @@ TEST_F(Program, EngineAndQualityRefuseBadUsageInOneSentence) {
       {Cat("engine --model ", model, " --placement diagonal"), "diagonal"},
       {Cat("engine --model ", model, " --output /nonexistent/x"), "/nonexistent/x"},
       {Cat("engine --model ", model, " --config ", folder_, "/bad.toml"), "repetition"},
+      {"kernels --rows 0", "--rows 0"},
+      {"kernels --models gpt-5", "gpt-5 is unknown"},
+      {"kernels --weight-types int3", "int3 is unknown"},
       {Cat("quality --text ", text), "--model"},
       {Cat("quality --model ", model), "--text"},
       {Cat("quality --model ", model, " --text /nonexistent"), "/nonexistent"},
