@@ -44,7 +44,9 @@ class CpuDenseBackend final : public DenseBackend {
     const auto hidden = static_cast<std::size_t>(config_.hidden);
     const std::size_t row_bytes = hidden * BytesPerWeight(weights_.type);
     for (std::size_t row = 0; row < batch_->token_ids.size(); ++row) {
-      const std::byte* source = weights_.embedding.data() + batch_->token_ids[row] * row_bytes;
+      const std::uint32_t token = batch_->token_ids[row];
+      MOE_CHECK(token < static_cast<std::uint32_t>(config_.vocab_size), "a token id is checked when it comes in");
+      const std::byte* source = weights_.embedding.data() + token * row_bytes;
       const WeightView stored{.type = weights_.type, .data = source, .rows = 1, .cols = hidden};
       for (std::size_t i = 0; i < hidden; ++i) x.view(row, i) = stored.at(0, i);
     }

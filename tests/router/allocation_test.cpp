@@ -97,9 +97,10 @@ TEST(StepAllocation, StepsOfEveryFamilyAllocateNothing) {
     options.model = golden;
     SequenceRequest detailed = Greedy({6}, 200);
     detailed.return_routing = true;
-    const bool encoder = ReadModelConfig(SourcePath(options.model))->has_encoder();
+    const ModelConfig config = *ReadModelConfig(SourcePath(options.model));
     // An encoder takes its source in one step, before the count begins.
-    SequenceRequest prompt = encoder ? Greedy(RandomTokens(1, 20, 200), 200) : Greedy(RandomTokens(1, 1500, 200), 2);
+    const bool encoder = config.has_encoder();
+    SequenceRequest prompt = Greedy(RandomTokens(1, encoder ? 20 : 1500, config.vocab_size), encoder ? 200 : 2);
     EXPECT_EQ(SteadyAllocations(options, {detailed, prompt}), 0u) << golden;
   }
 }
