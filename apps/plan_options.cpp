@@ -8,6 +8,7 @@
 #include "bench/plan/devices.h"
 #include "bench/plan/units.h"
 #include "build_info.h"
+#include "core/machine.h"
 #include "core/text.h"
 #include "kernels/kernels.h"
 

@@ -2,20 +2,20 @@
 
 #include <vector>
 
-#include "model/tensor_specs.h"
-
 namespace moe {
 namespace {
 
 std::uint64_t Bytes(const std::vector<TensorSpec>& specs, WeightType type) {
   std::uint64_t bytes = 0;
-  for (const TensorSpec& spec : specs) {
-    bytes += spec.elements() * (HeldInWeightType(spec) ? BytesPerWeight(type) : sizeof(float));
-  }
+  for (const TensorSpec& spec : specs) bytes += HeldBytes(spec, type);
   return bytes;
 }
 
 }  // namespace
+
+std::uint64_t HeldBytes(const TensorSpec& spec, WeightType type) {
+  return spec.elements() * (HeldInWeightType(spec) ? BytesPerWeight(type) : sizeof(float));
+}
 
 std::uint64_t DenseBytes(const ModelConfig& config, WeightType type) {
   std::uint64_t bytes = Bytes(OuterTensors(config), type);

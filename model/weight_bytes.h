@@ -5,8 +5,12 @@
 
 #include "kernels/weight_type.h"
 #include "model/config.h"
+#include "model/tensor_specs.h"
 
 namespace moe {
+
+/// One weight: in `type` when the engine holds it in that, else in fp32.
+std::uint64_t HeldBytes(const TensorSpec& spec, WeightType type);
 
 /// What a router holds: large matrices in `type`, vectors and gates in fp32, a tied table twice (rows for the
 /// embedding, panels for the head). Without the padding of panels.

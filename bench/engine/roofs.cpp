@@ -11,6 +11,7 @@
 #include "bench/engine/roof_kernels.h"
 #include "core/aligned_buffer.h"
 #include "core/clock.h"
+#include "core/machine.h"
 #include "core/thread_pool.h"
 
 namespace moe {
@@ -57,9 +58,7 @@ std::size_t ColdBytes() {
   constexpr long kUnknownCache = 64 << 20;
   long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
   if (cache <= 0) cache = kUnknownCache;
-  const auto memory =
-      static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::size_t>(sysconf(_SC_PAGE_SIZE));
-  return std::min(8 * static_cast<std::size_t>(cache), memory / 8);
+  return std::min(8 * static_cast<std::size_t>(cache), static_cast<std::size_t>(MachineMemoryBytes()) / 8);
 }
 
 Roofs MeasureRoofs(const RoofOptions& options) {

@@ -9,11 +9,6 @@ namespace {
 constexpr double kOperationsAWeight = 2;  // a multiplication and an addition
 constexpr double kCacheElementBytes = 4;  // the KV cache is fp32
 
-double Bytes(const TensorSpec& spec, WeightType type) {
-  const std::size_t each = HeldInWeightType(spec) ? BytesPerWeight(type) : sizeof(float);
-  return static_cast<double>(spec.elements() * each);
-}
-
 // Elements that a position has in the cache of a layer.
 double CachedWidth(const AttentionSpec& attention) {
   if (attention.latent) return attention.latent->kv_rank + attention.latent->rope_dim;
@@ -85,7 +80,7 @@ WorkMeter::WorkMeter(const ModelConfig& config, WeightType type)
     : config_(config),
       table_row_bytes_(static_cast<double>(config.hidden) * static_cast<double>(BytesPerWeight(type))) {
   const auto add = [&](Dense& part, const TensorSpec& spec) {
-    part.bytes += Bytes(spec, type);
+    part.bytes += static_cast<double>(HeldBytes(spec, type));
     part.operations += kOperationsAWeight * static_cast<double>(spec.elements());
   };
   for (const TensorSpec& spec : OuterTensors(config)) {

@@ -1,7 +1,5 @@
 #include "bench/plan/devices.h"
 
-#include <unistd.h>
-
 #include <array>
 
 #include "model/json.h"
@@ -30,10 +28,6 @@ Result<DevicePreset> FindDevice(std::string_view name) {
     known += Cat(known.empty() ? "" : ", ", preset.name);
   }
   return NotFound("device \"", Printable(name), "\" is unknown (", known, ")");
-}
-
-std::uint64_t MachineMemoryBytes() {
-  return static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(sysconf(_SC_PAGE_SIZE));
 }
 
 }  // namespace moe

@@ -23,7 +23,4 @@ std::span<const DevicePreset> DevicePresets();
 /// NOT_FOUND that lists the names.
 Result<DevicePreset> FindDevice(std::string_view name);
 
-/// Installed memory of this machine.
-std::uint64_t MachineMemoryBytes();
-
 }  // namespace moe

@@ -10,6 +10,7 @@
 #include "bench/plan/cost_report.h"
 #include "bench/plan/devices.h"
 #include "bench/plan/memory_plan.h"
+#include "core/machine.h"
 #include "model/parameter_count.h"
 #include "tests/bench/plan_models.h"
 
