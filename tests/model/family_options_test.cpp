@@ -19,20 +19,6 @@ using ::testing::IsEmpty;
 constexpr auto kSum = GateSpec::Normalization::kSum;
 constexpr auto kNone = GateSpec::Normalization::kNone;
 
-/// The golden's configuration, changed, without some of its keys.
-json GoldenWith(const std::string& name, const json& changes, const std::vector<std::string>& without = {}) {
-  json config = json::parse(ReadBytes(InRepository("tests/goldens/" + name + "/config.json")));
-  if (changes.is_object()) config.update(changes);
-  for (const std::string& key : without) config.erase(key);
-  return config;
-}
-
-ModelConfig MustRead(const json& config) {
-  const Result<ModelConfig> read = Read(config);
-  EXPECT_TRUE(read.ok()) << read.status().message();
-  return read.ok() ? *read : ModelConfig{};
-}
-
 const char* const kQwen2 = "qwen2-57b-a14b";
 const char* const kQwen3 = "qwen3-30b-a3b";
 

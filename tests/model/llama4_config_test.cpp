@@ -16,16 +16,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 json Text(const json& changes = json::object(), const std::vector<std::string>& without = {}) {
-  json config = json::parse(ReadBytes(InRepository("tests/goldens/llama4_text/config.json")));
-  config.update(changes);
-  for (const std::string& key : without) config.erase(key);
-  return config;
-}
-
-ModelConfig MustRead(const json& config) {
-  const Result<ModelConfig> read = Read(config);
-  EXPECT_TRUE(read.ok()) << read.status().message();
-  return read.ok() ? *read : ModelConfig{};
+  return GoldenWith("llama4_text", changes, without);
 }
 
 std::vector<int> RopeLayers(const json& config) {

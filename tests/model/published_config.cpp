@@ -20,6 +20,19 @@ Result<ModelConfig> ReadText(std::string_view config) {
 
 Result<ModelConfig> Read(const json& config) { return ReadText(config.dump()); }
 
+ModelConfig MustRead(const json& config) {
+  const Result<ModelConfig> read = Read(config);
+  EXPECT_TRUE(read.ok()) << read.status().message();
+  return read.ok() ? *read : ModelConfig{};
+}
+
+json GoldenWith(const std::string& name, const json& changes, const std::vector<std::string>& without) {
+  json config = json::parse(ReadBytes(InRepository("tests/goldens/" + name + "/config.json")));
+  if (changes.is_object()) config.update(changes);
+  for (const std::string& key : without) config.erase(key);
+  return config;
+}
+
 std::string Error(const json& config) {
   const Result<ModelConfig> result = Read(config);
   return result.ok() ? "no error" : result.status().message();
@@ -34,9 +47,7 @@ std::string ErrorWith(const std::string& name, const json& changes) {
 ModelConfig ReadWith(const std::string& name, const json& changes) {
   json config = Published(name);
   config.update(changes);
-  const Result<ModelConfig> result = Read(config);
-  EXPECT_TRUE(result.ok()) << result.status().message();
-  return result.ok() ? *result : ModelConfig{};
+  return MustRead(config);
 }
 
 std::string ErrorWithout(const std::string& name, const std::string& key) {
@@ -48,9 +59,7 @@ std::string ErrorWithout(const std::string& name, const std::string& key) {
 ModelConfig ReadWithout(const std::string& name, const std::vector<std::string>& keys) {
   json config = Published(name);
   for (const std::string& key : keys) config.erase(key);
-  const Result<ModelConfig> result = Read(config);
-  EXPECT_TRUE(result.ok()) << result.status().message();
-  return result.ok() ? *result : ModelConfig{};
+  return MustRead(config);
 }
 
 }  // namespace moe
