@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "apps/signals.h"
 #include "core/machine.h"
@@ -34,6 +35,10 @@ constexpr std::uint64_t kMaxOutputBytes = std::uint64_t{2} << 30;
 // them wait.
 constexpr int kMaxStreamsPerConnection = 1 << 16;
 constexpr std::chrono::seconds kShutdownTimeout{10};
+// gRPC closes a connection as soon as its last call has ended. What the client sends just then, a window update say,
+// meets a reset, and the client drops what it has received and not read yet: the last tokens, or why there are none. So
+// clients get the time to read before the connections close.
+constexpr std::chrono::milliseconds kReadingTime{500};
 
 KvLimits CacheLimits(const ServeOptions& options, std::size_t tokens) {
   const std::size_t chunk = options.prefill_chunk == 0 ? options.max_step_tokens : options.prefill_chunk;
@@ -219,6 +224,7 @@ Status RouterProcess::Serve() {
     served = router_.Run();
   }
   server->SetServing(false);
+  std::this_thread::sleep_for(kReadingTime);
   server->Shutdown(kShutdownTimeout);
   return served;
 }
