@@ -81,7 +81,7 @@ class EngineReport {
                            if (terminal) std::cerr << "moe_bench: " << test.name() << ", batch " << test.batch << '\n';
                          }));
     const EngineBenchContext context{.model = std::filesystem::canonical(flags_.rank.model).filename().string(),
-                                     .weight_type = std::string(Name(setup.weight_type)),
+                                     .weight_type = std::string(Name(setup.weight_types.mlps)),
                                      .transport = std::string(transport),
                                      .threads = setup.threads,
                                      .ranks = setup.topology.ranks(),

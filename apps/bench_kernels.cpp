@@ -14,7 +14,7 @@ namespace {
 
 struct KernelFlags {
   KernelBenchOptions bench;
-  std::vector<std::string> weight_types = {"f32", "bf16"};
+  std::vector<std::string> weight_types = {"f32", "bf16", "int8", "int4"};
   OutputFlags output;
 };
 
@@ -32,7 +32,7 @@ void AddKernelFlags(CLI::App& command, KernelFlags& flags) {
   };
   list("--rows", bench.rows, "list of rows of a product");
   list("--contexts", bench.contexts, "list of positions that attention sees");
-  list("--weight-types", flags.weight_types, "list of f32, bf16, f16");
+  list("--weight-types", flags.weight_types, "list of f32, bf16, f16, int8, int4");
   list("--models", bench.models, "list of models whose shapes are taken; absent: all");
   command.add_option("--threads", bench.threads, "compute threads; 0: every processor")
       ->check(CLI::Range(0, 4096))
@@ -52,7 +52,7 @@ Status ReadWeightTypes(KernelFlags& flags) {
   flags.bench.weight_types.clear();
   for (const std::string& name : flags.weight_types) {
     const std::optional<WeightType> type = ParseWeightType(name);
-    if (!type) return InvalidArgument("--weight-types ", name, " is unknown (f32, bf16, f16)");
+    if (!type) return InvalidArgument("--weight-types ", name, " is unknown (f32, bf16, f16, int8, int4)");
     flags.bench.weight_types.push_back(*type);
   }
   return Status::Ok();

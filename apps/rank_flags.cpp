@@ -21,10 +21,15 @@ void AddRankFlags(FlagAdder& add, RankOptions& o) {
   add.AddChoice<LoadFormat>("--load-format", o.load_format,
                             {{"auto", LoadFormat::kAuto}, {"dummy", LoadFormat::kDummy}}, "auto",
                             "dummy: config.json only, with random weights that are the same on every topology");
+  const Choices<std::optional<WeightType>> types = {{"auto", std::nullopt},      {"f32", WeightType::kF32},
+                                                    {"bf16", WeightType::kBf16}, {"f16", WeightType::kF16},
+                                                    {"int8", WeightType::kInt8}, {"int4", WeightType::kInt4}};
   add.AddChoice<std::optional<WeightType>>(
-      "--weight-type", o.weight_type,
-      {{"auto", std::nullopt}, {"f32", WeightType::kF32}, {"bf16", WeightType::kBf16}, {"f16", WeightType::kF16}},
-      "auto", "Type that weights are held in; auto: the narrowest that loses nothing of what is stored");
+      "--weight-type", o.weight_type, types, "auto",
+      "Type that weights are held in; auto: the narrowest that loses nothing of what is stored");
+  add.AddChoice<std::optional<WeightType>>(
+      "--attention-weight-type", o.attention_weight_type, types, "auto",
+      "Type of attention and head; auto: int8 where --weight-type is int4, else --weight-type");
   add.Add("--placement", o.placement, "linear, round_robin or a placement file")->check(CheckPlacementName);
   add.Add("--redundant-experts", o.redundant_experts, "Extra slots per layer, over all workers")
       ->check(CLI::Range(0, 1'000'000));

@@ -23,7 +23,7 @@ void RankMetrics::Describe(const ServeSetup& setup, const Identity& identity) {
                  {"role", identity.role},
                  {"transport", identity.transport},
                  {"backend", "cpu"},
-                 {"weight_type", std::string(Name(setup.weight_type))}})
+                 {"weight_type", std::string(Name(setup.weight_types.mlps))}})
       .Set(1);
   const auto part = [&](const char* name, std::uint64_t parameters, std::uint64_t bytes) {
     registry_.AddGauge("moe_rank_parameters", "Parameters that this rank hosts.", {{"part", name}})

@@ -75,7 +75,7 @@ InferenceSetup MakeInferenceSetup(const ServeSetup& setup, std::size_t kv_tokens
   const auto u32 = [](std::size_t value) { return static_cast<std::uint32_t>(value); };
   const ServeOptions& o = setup.options;
   return {.model_name = std::filesystem::canonical(o.model).filename().string(),
-          .weight_type = std::string(Name(setup.weight_type)),
+          .weight_type = std::string(Name(setup.weight_types.mlps)),
           .parameters = setup.parameters,
           .limits = {.max_sequences_per_request = u32(o.max_queued),
                      .max_streams = u32(o.max_queued + o.max_sequences),
@@ -166,7 +166,7 @@ ClusterSetup RouterProcess::MakeClusterSetup(const std::string& address, std::fu
   return {.topology = setup_.topology,
           .transport = transport_name_,
           .backend = "cpu",
-          .weight_type = std::string(Name(setup_.weight_type)),
+          .weight_type = std::string(Name(setup_.weight_types.mlps)),
           .parameters = setup_.parameters,
           .placement = setup_.placement,
           .router = std::move(self),

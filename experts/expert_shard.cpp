@@ -6,7 +6,8 @@
 namespace moe {
 
 Result<ExpertShard> ExpertShard::Load(const ModelConfig& config, const Checkpoint& checkpoint,
-                                      const Placement& placement, WorkerId worker, WeightType type, ThreadPool& pool) {
+                                      const Placement& placement, WorkerId worker, const WeightTypes& types,
+                                      ThreadPool& pool) {
   ExpertShard shard;
   shard.generation_ = placement.generation;
   std::vector<std::pair<std::size_t, std::size_t>> todo;  // (index of the layer here, slot)
@@ -24,7 +25,7 @@ Result<ExpertShard> ExpertShard::Load(const ModelConfig& config, const Checkpoin
   pool.ParallelFor(todo.size(), [&](std::size_t i, int) {
     Layer& layer = shard.layers_[todo[i].first];
     const std::size_t slot = todo[i].second;
-    Result<MlpWeights> weights = LoadExpertWeights(config, checkpoint, layer.layer, layer.experts[slot], type);
+    Result<MlpWeights> weights = LoadExpertWeights(config, checkpoint, layer.layer, layer.experts[slot], types);
     outcome[i] = weights.status();
     if (weights.ok()) layer.weights[slot] = *std::move(weights);
   });
@@ -36,6 +37,12 @@ Result<ExpertShard> ExpertShard::Load(const ModelConfig& config, const Checkpoin
     }
   }
   return shard;
+}
+
+std::size_t ExpertShard::most_slots() const {
+  std::size_t most = 0;
+  for (const Layer& layer : layers_) most = std::max(most, layer.experts.size());
+  return most;
 }
 
 const ExpertShard::Layer* ExpertShard::Find(std::uint32_t layer) const {

@@ -19,7 +19,7 @@ class ExpertShard {
   /// Reads and packs the weights of `worker`'s slots in `placement`, and maps nothing else. Slots are loaded in
   /// parallel on `pool`; the error is that of the first slot that failed.
   static Result<ExpertShard> Load(const ModelConfig& config, const Checkpoint& checkpoint, const Placement& placement,
-                                  WorkerId worker, WeightType type, ThreadPool& pool);
+                                  WorkerId worker, const WeightTypes& types, ThreadPool& pool);
 
   struct Layer {
     int layer = 0;              // absolute index
@@ -29,6 +29,8 @@ class ExpertShard {
     std::vector<MlpWeights> weights;
   };
 
+  /// Of the layer that has the most.
+  std::size_t most_slots() const;
   std::uint64_t generation() const { return generation_; }
   const std::vector<Layer>& layers() const { return layers_; }
   /// The shard's part of an absolute layer; null when that layer is not sparse.

@@ -42,9 +42,7 @@ Worker::Worker(WorkerOptions options, const WorkerDescription& description, cons
       in_(options.max_pairs * options.hidden),
       out_(options.max_pairs * options.hidden),
       sorted_(options.max_pairs) {
-  std::size_t slots = 0;
-  for (const ExpertShard::Layer& layer : shard.layers()) slots = std::max(slots, layer.experts.size());
-  offsets_.reserve(slots + 2);
+  offsets_.reserve(shard.most_slots() + 2);
 }
 
 Status Worker::Run(WorkerEndpoint& endpoint) {

@@ -18,6 +18,7 @@
 
 #include "core/matrix.h"
 #include "kernels/packed_matrix.h"
+#include "kernels/quantize.h"
 
 namespace moe {
 
@@ -56,10 +57,24 @@ class Kernels {
   /// "reference", "portable", "avx2", "avx3", "avx3_dl", …
   virtual std::string_view name() const = 0;
 
-  /// Y(T, n) = X(T, k) W^T for the outputs of panels [panel_begin, panel_end) of W; other columns of Y are untouched.
-  /// y.cols() = W.rows(), x.cols() = W.cols(). Each element is one running sum over k; weights are widened exactly.
+  /// Y = X(T, k) W^T, (T, outputs of panels [panel_begin, panel_end) of W); x.cols() = W.cols(). Each element is one
+  /// running sum over k; weights are widened exactly. W is not quantized.
   virtual void MatMulPanels(MatrixView<const float> x, const PackedMatrix& w, std::size_t panel_begin,
                             std::size_t panel_end, MatrixView<float> y) const = 0;
+
+  /// The same for W of int8 or int4 and x in its groups. Each element is a sum over groups, ascending, from 0:
+  /// sum = fma(dot, w scale * x scale, sum), where dot, the sum of a group's products of integers, is exact and the
+  /// product of scales is rounded to fp32.
+  virtual void MatMulPanels(const QuantizedView& x, const PackedMatrix& w, std::size_t panel_begin,
+                            std::size_t panel_end, MatrixView<float> y) const = 0;
+
+  /// Activations x (k) to int8 in groups of `group` inputs, as kernels/quantize.h says; out has ceil(k / group) groups.
+  virtual void QuantizeRow(std::span<const float> x, std::size_t group, const QuantizedGroups& out) const = 0;
+
+  /// The weights of one output, (1, k), to int8 or int4: stored values (whole groups, zeros past k) and scales in bf16.
+  /// Squared errors are lane sums.
+  virtual void QuantizeWeights(const WeightView& row, WeightType type, std::span<std::uint8_t> values,
+                               std::span<std::uint16_t> scales) const = 0;
 
   /// y = weight * x / sqrt(mean(x²) + eps); the sum of squares is a lane sum. An empty weight is all ones. y may be x.
   virtual void RmsNorm(std::span<const float> x, std::span<const float> weight, float eps,

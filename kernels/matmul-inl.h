@@ -24,7 +24,7 @@ inline constexpr std::size_t kBlockDepth = 2048;
 struct MatMulBlock {
   MatrixView<const float> x;    // (rows, depth)
   std::size_t depth_begin = 0;  // the depths lie from here on in the panels
-  MatrixView<float> y;          // (rows, n)
+  MatrixView<float> y;          // (rows, outputs of the panels)
 };
 
 /// Adds one block of depth to the outputs of panels [panel_begin, panel_end).
@@ -36,8 +36,8 @@ void MatMulBlockOf(const MatMulBlock& block, const PackedMatrix& w, std::size_t 
   for (std::size_t first = panel_begin; first < panel_end;) {
     const std::size_t count = PanelsAtOnce(tiles.largest(), panel_end - first);
     for (std::size_t p = 0; p < count; ++p) panels[p] = w.panel(first + p) + block.depth_begin * kStride;
-    const std::size_t begin = first * kLanes;
-    const std::size_t columns = std::min(count * kLanes, w.rows() - begin);
+    const std::size_t begin = (first - panel_begin) * kLanes;
+    const std::size_t columns = std::min(count * kLanes, block.y.cols() - begin);
     for (std::size_t tile = 0; tile < tiles.count(); ++tile) {
       RunTileOf<kType>({.x = block.x.Rows(tiles.begin(tile), tiles.size(tile)),
                         .panels = {panels.data(), count},
@@ -64,13 +64,15 @@ void MatMulOf(MatrixView<const float> x, const PackedMatrix& w, std::size_t pane
 
 inline void MatMulPanels(MatrixView<const float> x, const PackedMatrix& w, std::size_t panel_begin,
                          std::size_t panel_end, MatrixView<float> y) {
-  MOE_CHECK(x.cols() == w.cols() && y.cols() == w.rows() && x.rows() == y.rows());
-  MOE_CHECK(panel_begin <= panel_end && panel_end <= w.panels());
+  MOE_CHECK(x.cols() == w.cols() && x.rows() == y.rows() && y.cols() == w.Outputs(panel_begin, panel_end));
   switch (w.type()) {
     case WeightType::kF32: return MatMulOf<WeightType::kF32>(x, w, panel_begin, panel_end, y);
     case WeightType::kBf16: return MatMulOf<WeightType::kBf16>(x, w, panel_begin, panel_end, y);
     case WeightType::kF16: return MatMulOf<WeightType::kF16>(x, w, panel_begin, panel_end, y);
+    case WeightType::kInt8:
+    case WeightType::kInt4: break;
   }
+  MOE_CHECK(false, "integer weights meet integer activations");
 }
 
 }  // namespace HWY_NAMESPACE

@@ -2,11 +2,13 @@
 // instruction set.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
 #include "core/aligned_buffer.h"
+#include "core/check.h"
 #include "core/function_ref.h"
 #include "core/matrix.h"
 #include "kernels/weight_type.h"
@@ -14,7 +16,7 @@
 namespace moe {
 
 /// A stored weight matrix as a checkpoint has it: (rows, cols) row-major, rows = outputs, cols = inputs.
-/// `data` need not be aligned to the element.
+/// `data` need not be aligned to the element, whose type is not quantized.
 struct WeightView {
   WeightType type = WeightType::kF32;
   const std::byte* data = nullptr;
@@ -24,8 +26,13 @@ struct WeightView {
   float at(std::size_t row, std::size_t col) const;
 };
 
-/// W of shape (rows = n outputs, cols = k inputs), as panels of 16 outputs: [ceil(n / 16)][k][16], 64-byte aligned, the
-/// last panel padded with zeros. 16 fp32 outputs are one AVX-512 register or two AVX2 registers.
+/// W of shape (rows = n outputs, cols = k inputs), as ceil(n / 16) panels of 16 outputs, 64-byte aligned, the last one
+/// padded with zeros. 16 fp32 outputs are one AVX-512 register or two AVX2 registers. A panel is, by type,
+///   f32, bf16, f16: [k][16] elements;
+///   int8: [ceil(k / 64) * 16][16][4], four consecutive inputs of each output, then the scales;
+///   int4: [ceil(k / 32) * 4][16][4], eight consecutive inputs of each output, the first four in the low halves of the
+///         bytes, then the scales;
+/// scales are [groups][16] in bf16, and inputs past k are zeros (kernels/quantize.h).
 class PackedMatrix {
  public:
   static constexpr std::size_t kPanelWidth = 16;
@@ -48,21 +55,30 @@ class PackedMatrix {
   std::size_t bytes() const { return data_.size(); }
   bool empty() const { return rows_ == 0; }
 
-  /// (cols, 16) elements of type(), of outputs 16 * index … 16 * index + 15.
-  const std::byte* panel(std::size_t index) const {
-    return data_.data() + index * cols_ * kPanelWidth * BytesPerWeight(type_);
+  /// Outputs of panels [begin, end).
+  std::size_t Outputs(std::size_t begin, std::size_t end) const {
+    MOE_CHECK(begin <= end && end <= panels());
+    return std::min(end * kPanelWidth, rows_) - std::min(begin * kPanelWidth, rows_);
   }
 
+  /// The panel of outputs 16 * index … 16 * index + 15.
+  const std::byte* panel(std::size_t index) const { return data_.data() + index * panel_bytes_; }
+  /// (groups, 16) scales of a panel in bf16; of quantized types.
+  const std::byte* scales(std::size_t index) const { return panel(index) + value_bytes_; }
+  /// One weight, as it counts in a product.
+  float at(std::size_t row, std::size_t col) const;
+
  private:
-  struct SourceRow;
   class RowCursor;
+  class PanelPacker;
 
   PackedMatrix(WeightType type, std::size_t rows, std::size_t cols);
-  void PackPanel(std::size_t index, std::span<const SourceRow> sources);
 
   WeightType type_ = WeightType::kF32;
   std::size_t rows_ = 0;
   std::size_t cols_ = 0;
+  std::size_t value_bytes_ = 0;  // of a panel, before its scales
+  std::size_t panel_bytes_ = 0;
   AlignedBuffer<std::byte> data_;
 };
 

@@ -13,17 +13,39 @@
 namespace moe {
 namespace {
 
-double PackedElement(const PackedMatrix& w, std::size_t row, std::size_t col) {
-  constexpr std::size_t kWidth = PackedMatrix::kPanelWidth;
-  const std::byte* element = w.panel(row / kWidth) + (col * kWidth + row % kWidth) * BytesPerWeight(w.type());
-  if (w.type() == WeightType::kF32) {
-    float value;
-    std::memcpy(&value, element, sizeof(value));
-    return value;
+/// x / scale as an integer in [lowest, highest], ties to even.
+int Quantized(float x, float scale_reciprocal, int lowest, int highest) {
+  const double rounded = std::nearbyint(static_cast<double>(x) * scale_reciprocal);
+  return static_cast<int>(std::clamp<double>(rounded, lowest, highest));
+}
+
+/// The value of largest magnitude, the positive one of two; NaN when any is not finite.
+float Extreme(std::span<const float> values) {
+  float extreme = 0;
+  for (const float value : values) {
+    if (!std::isfinite(value)) return std::numeric_limits<float>::quiet_NaN();
+    if (std::abs(value) > std::abs(extreme) || value == std::abs(extreme)) extreme = value;
   }
-  std::uint16_t bits;
-  std::memcpy(&bits, element, sizeof(bits));
-  return w.type() == WeightType::kBf16 ? Bf16ToF32(bits) : F16ToF32(bits);
+  return extreme;
+}
+
+/// What is lost when `values` become int4 with this scale.
+double SquaredError(std::span<const float> values, float scale) {
+  double error = 0;
+  for (const float value : values) {
+    const double left = value - static_cast<double>(scale) * Quantized(value, 1 / scale, -8, 7);
+    error += left * left;
+  }
+  return error;
+}
+
+std::uint16_t Int4Scale(std::span<const float> values, float extreme) {
+  std::uint16_t best = F32ToBf16(extreme / -8);
+  for (const float factor : kInt4Factors) {
+    const std::uint16_t scale = F32ToBf16(extreme / -8 * factor);
+    if (SquaredError(values, Bf16ToF32(scale)) < SquaredError(values, Bf16ToF32(best))) best = scale;
+  }
+  return best;
 }
 
 float Limited(float value, float lowest, float highest) {
@@ -36,15 +58,61 @@ class Reference final : public Kernels {
 
   void MatMulPanels(MatrixView<const float> x, const PackedMatrix& w, std::size_t panel_begin, std::size_t panel_end,
                     MatrixView<float> y) const override {
-    MOE_CHECK(x.cols() == w.cols() && y.cols() == w.rows() && x.rows() == y.rows());
-    MOE_CHECK(panel_begin <= panel_end && panel_end <= w.panels());
-    const std::size_t begin = panel_begin * PackedMatrix::kPanelWidth;
-    const std::size_t end = std::min(panel_end * PackedMatrix::kPanelWidth, w.rows());
+    MOE_CHECK(x.cols() == w.cols() && x.rows() == y.rows() && y.cols() == w.Outputs(panel_begin, panel_end));
     for (std::size_t row = 0; row < x.rows(); ++row) {
-      for (std::size_t col = begin; col < end; ++col) {
+      for (std::size_t col = 0; col < y.cols(); ++col) {
+        const std::size_t output = panel_begin * PackedMatrix::kPanelWidth + col;
         double sum = 0;
-        for (std::size_t k = 0; k < x.cols(); ++k) sum += x(row, k) * PackedElement(w, col, k);
+        for (std::size_t k = 0; k < x.cols(); ++k) sum += static_cast<double>(x(row, k)) * w.at(output, k);
         y(row, col) = static_cast<float>(sum);
+      }
+    }
+  }
+
+  void MatMulPanels(const QuantizedView& x, const PackedMatrix& w, std::size_t panel_begin, std::size_t panel_end,
+                    MatrixView<float> y) const override {
+    std::vector<float> values(x.rows * x.cols);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const std::size_t row = i / x.cols;
+      const std::size_t col = i % x.cols;
+      const float scale = x.scales[row * x.groups + col / x.group];
+      values[i] = scale * static_cast<float>(x.values[row * x.groups * x.group + col]);
+    }
+    MatMulPanels(MatrixView<const float>(values.data(), x.rows, x.cols), w, panel_begin, panel_end, y);
+  }
+
+  void QuantizeRow(std::span<const float> x, std::size_t group, const QuantizedGroups& out) const override {
+    MOE_CHECK(out.scales.size() == (x.size() + group - 1) / group);
+    std::ranges::fill(out.values, std::int8_t{0});
+    std::ranges::fill(out.sums, 0);
+    for (std::size_t g = 0; g < out.scales.size(); ++g) {
+      const std::span<const float> values = x.subspan(g * group, std::min(group, x.size() - g * group));
+      const float magnitude = std::abs(Extreme(values));
+      out.scales[g] = magnitude < kSmallestMagnitude ? 0 : magnitude / 127;
+      if (!(magnitude >= kSmallestMagnitude)) continue;  // nothing, or NaN
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        const int value = Quantized(values[i], 127 / magnitude, -127, 127);
+        out.values[g * group + i] = static_cast<std::int8_t>(value);
+        out.sums[g] += value;
+      }
+    }
+  }
+
+  void QuantizeWeights(const WeightView& row, WeightType type, std::span<std::uint8_t> stored,
+                       std::span<std::uint16_t> scales) const override {
+    const bool wide = type == WeightType::kInt8;
+    std::ranges::fill(stored, static_cast<std::uint8_t>(ZeroPoint(type)));
+    for (std::size_t g = 0; g < scales.size(); ++g) {
+      std::vector<float> values;
+      for (std::size_t i = g * GroupSize(type); i < std::min(row.cols, (g + 1) * GroupSize(type)); ++i)
+        values.push_back(row.at(0, i));
+      const float extreme = Extreme(values);
+      scales[g] = F32ToBf16(std::abs(extreme) < kSmallestMagnitude ? 0 : extreme);
+      if (!(std::abs(extreme) >= kSmallestMagnitude)) continue;  // nothing, or NaN
+      scales[g] = wide ? F32ToBf16(std::abs(extreme) / 127) : Int4Scale(values, extreme);
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        const int q = Quantized(values[i], 1 / Bf16ToF32(scales[g]), wide ? -127 : -8, wide ? 127 : 7);
+        stored[g * GroupSize(type) + i] = static_cast<std::uint8_t>(q + ZeroPoint(type));
       }
     }
   }

@@ -18,8 +18,10 @@
 
 #include "kernels/attention-inl.h"
 #include "kernels/elementwise-inl.h"
+#include "kernels/int_matmul-inl.h"
 #include "kernels/kernels.h"
 #include "kernels/matmul-inl.h"
+#include "kernels/quantize-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace moe {
@@ -43,6 +45,17 @@ class TargetKernels final : public Kernels {
   void MatMulPanels(MatrixView<const float> x, const PackedMatrix& w, std::size_t panel_begin, std::size_t panel_end,
                     MatrixView<float> y) const override {
     HWY_NAMESPACE::MatMulPanels(x, w, panel_begin, panel_end, y);
+  }
+  void MatMulPanels(const QuantizedView& x, const PackedMatrix& w, std::size_t panel_begin, std::size_t panel_end,
+                    MatrixView<float> y) const override {
+    HWY_NAMESPACE::MatMulPanels(x, w, panel_begin, panel_end, y);
+  }
+  void QuantizeRow(std::span<const float> x, std::size_t group, const QuantizedGroups& out) const override {
+    HWY_NAMESPACE::QuantizeRow(x, group, out);
+  }
+  void QuantizeWeights(const WeightView& row, WeightType type, std::span<std::uint8_t> values,
+                       std::span<std::uint16_t> scales) const override {
+    HWY_NAMESPACE::QuantizeWeights(row, type, values, scales);
   }
   void RmsNorm(std::span<const float> x, std::span<const float> weight, float eps, std::span<float> y) const override {
     HWY_NAMESPACE::RmsNorm(x, weight, eps, y);

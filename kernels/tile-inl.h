@@ -127,10 +127,10 @@ HWY_INLINE std::size_t PanelsAtOnce(std::size_t rows, std::size_t wanted) {
   return std::min(PanelsForRows(rows), std::bit_floor(wanted));
 }
 
-/// Splits `rows` into as few tiles as can be, of sizes that differ by one at most, the larger first.
+/// Splits `rows` into as few tiles of at most `most` as can be, of sizes that differ by one at most, the larger first.
 class RowTiles {
  public:
-  explicit RowTiles(std::size_t rows) : count_((rows + kMaxTileRows - 1) / kMaxTileRows) {
+  explicit RowTiles(std::size_t rows, std::size_t most = kMaxTileRows) : count_((rows + most - 1) / most) {
     if (rows == 0) return;
     smaller_ = rows / count_;  // divided once: a tile may be no more work than a few divisions
     larger_tiles_ = rows % count_;

@@ -3,6 +3,8 @@
 #include <bit>
 #include <cstring>
 
+#include "core/check.h"
+
 namespace moe {
 namespace {
 
@@ -27,12 +29,15 @@ std::string_view Name(WeightType type) {
     case WeightType::kF32: return "f32";
     case WeightType::kBf16: return "bf16";
     case WeightType::kF16: return "f16";
+    case WeightType::kInt8: return "int8";
+    case WeightType::kInt4: return "int4";
   }
   return "unknown";
 }
 
 std::optional<WeightType> ParseWeightType(std::string_view name) {
-  for (const WeightType type : {WeightType::kF32, WeightType::kBf16, WeightType::kF16}) {
+  for (const WeightType type :
+       {WeightType::kF32, WeightType::kBf16, WeightType::kF16, WeightType::kInt8, WeightType::kInt4}) {
     if (name == Name(type)) return type;
   }
   return std::nullopt;
@@ -83,6 +88,7 @@ std::uint16_t F32ToF16(float value) {
 }
 
 void StoreRow(std::span<const float> values, WeightType type, std::span<std::byte> out) {
+  MOE_CHECK(!IsQuantized(type), "a row of quantized weights has no place of its own");
   if (type == WeightType::kF32) {
     std::memcpy(out.data(), values.data(), values.size_bytes());
     return;

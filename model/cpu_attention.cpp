@@ -6,7 +6,6 @@
 
 #include "core/check.h"
 #include "core/parallel.h"
-#include "model/cpu_matmul.h"
 
 namespace moe {
 namespace {
@@ -44,6 +43,7 @@ CpuAttention::CpuAttention(const Parts& parts, std::size_t max_step_tokens, std:
       weights_(parts.weights),
       kernels_(parts.kernels),
       pool_(parts.pool),
+      matmul_(parts.matmul),
       cache_(parts.cache),
       frequencies_(parts.config.rope.Frequencies()),
       cos_(max_step_tokens * frequencies_.size()),
@@ -279,7 +279,7 @@ MatrixView<float> CpuAttention::LatentQueries(std::size_t layer, MatrixView<floa
   ShareOut(pool_, low.rows(), low.rows() * low.cols() * 4, [&](std::size_t row, int) {
     kernels_.RmsNorm(low.row(row), weights.query_down_norm, spec.latent->norm_eps, low.row(row));
   });
-  MatMul(pool_, kernels_, low, weights.query_up, {}, queries);
+  matmul_.Run(low, weights.query_up, {}, queries);
   return queries;
 }
 

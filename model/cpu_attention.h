@@ -10,6 +10,7 @@
 #include "core/thread_pool.h"
 #include "kernels/kernels.h"
 #include "model/config.h"
+#include "model/cpu_matmul.h"
 #include "model/dense_backend.h"
 #include "model/kv_cache.h"
 #include "model/weights.h"
@@ -23,6 +24,7 @@ class CpuAttention {
     const DenseWeights& weights;
     const Kernels& kernels;
     ThreadPool& pool;
+    CpuMatMul& matmul;
     KvCache& cache;
   };
   /// `max_pages`: that a sequence holds of a group at a time. Everything must outlive this.
@@ -94,6 +96,7 @@ class CpuAttention {
   const DenseWeights& weights_;
   const Kernels& kernels_;
   ThreadPool& pool_;
+  CpuMatMul& matmul_;
   KvCache& cache_;
   const std::vector<double> frequencies_;
   AlignedBuffer<float> cos_;  // (max_step_tokens, width / 2)

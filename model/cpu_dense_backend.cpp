@@ -1,6 +1,7 @@
 // The dense part on the CPU. Work is cut over panels, rows or (row, head) items; the cut never changes a result,
 // because each output element has one order of summation (kernels/kernels.h).
 #include <algorithm>
+#include <array>
 #include <vector>
 
 #include "core/aligned_buffer.h"
@@ -8,12 +9,50 @@
 #include "core/parallel.h"
 #include "model/cpu_attention.h"
 #include "model/cpu_matmul.h"
+#include "model/cpu_mlp.h"
 #include "model/dense_backend.h"
 #include "model/gate.h"
-#include "model/mlp_activation.h"
 
 namespace moe {
 namespace {
+
+// The MLP that the router computes itself: a dense layer's, or the shared experts; else 0.
+std::size_t OwnIntermediate(const LayerSpec& layer) {
+  if (!layer.moe) return static_cast<std::size_t>(layer.dense_mlp.intermediate);
+  return layer.moe->shared ? static_cast<std::size_t>(layer.moe->shared->intermediate) : 0;
+}
+
+std::size_t WidestOwnIntermediate(const ModelConfig& config) {
+  std::size_t widest = 0;
+  for (const LayerSpec& layer : config.layers) widest = std::max(widest, OwnIntermediate(layer));
+  return widest;
+}
+
+// The type of the MLPs that the router computes itself, which all have the same.
+WeightType OwnMlpType(const DenseWeights& weights) {
+  for (const LayerWeights& layer : weights.layers)
+    if (!layer.mlp.up.empty()) return layer.mlp.up.type();
+  return WeightType::kF32;
+}
+
+// The inputs of the widest quantized matrix: 0 when there is none.
+std::size_t WidestQuantizedInput(const DenseWeights& weights) {
+  std::size_t widest = 0;
+  const auto look = [&](const PackedMatrix& matrix) {
+    if (IsQuantized(matrix.type())) widest = std::max(widest, matrix.cols());
+  };
+  look(weights.head);
+  for (const LayerWeights& layer : weights.layers) {
+    look(layer.attention.projection);
+    look(layer.attention.out);
+    look(layer.attention.query_up);
+    if (!layer.cross) continue;
+    look(layer.cross->query);
+    look(layer.cross->key_value);
+    look(layer.cross->out);
+  }
+  return widest;
+}
 
 class CpuDenseBackend final : public DenseBackend {
  public:
@@ -23,8 +62,20 @@ class CpuDenseBackend final : public DenseBackend {
         weights_(std::move(weights)),
         kernels_(kernels),
         pool_(pool),
+        matmul_(pool, kernels, options.max_step_tokens, WidestQuantizedInput(weights_)),
+        mlp_(kernels, pool,
+             {.rows = options.max_step_tokens,
+              .mlps = 1,
+              .hidden = static_cast<std::size_t>(config.hidden),
+              .intermediate = WidestOwnIntermediate(config),
+              .type = OwnMlpType(weights_)}),
         cache_(config, options.kv),
-        attention_({.config = config_, .weights = weights_, .kernels = kernels_, .pool = pool_, .cache = cache_},
+        attention_({.config = config_,
+                    .weights = weights_,
+                    .kernels = kernels_,
+                    .pool = pool_,
+                    .matmul = matmul_,
+                    .cache = cache_},
                    options.max_step_tokens, std::ranges::max(options.kv.pages)),
         expert_counts_(static_cast<std::size_t>(config.num_experts())) {}
 
@@ -42,12 +93,12 @@ class CpuDenseBackend final : public DenseBackend {
 
   void Embed(Tensor x) override {
     const auto hidden = static_cast<std::size_t>(config_.hidden);
-    const std::size_t row_bytes = hidden * BytesPerWeight(weights_.type);
+    const std::size_t row_bytes = hidden * BytesPerWeight(weights_.embedding_type);
     for (std::size_t row = 0; row < batch_->token_ids.size(); ++row) {
       const std::uint32_t token = batch_->token_ids[row];
       MOE_CHECK(token < static_cast<std::uint32_t>(config_.vocab_size), "a token id is checked when it comes in");
       const std::byte* source = weights_.embedding.data() + token * row_bytes;
-      const WeightView stored{.type = weights_.type, .data = source, .rows = 1, .cols = hidden};
+      const WeightView stored{.type = weights_.embedding_type, .data = source, .rows = 1, .cols = hidden};
       for (std::size_t i = 0; i < hidden; ++i) x.view(row, i) = stored.at(0, i);
     }
   }
@@ -61,7 +112,7 @@ class CpuDenseBackend final : public DenseBackend {
 
   void Linear(LinearRole role, std::size_t layer, Tensor x, Tensor y) override {
     const LinearWeights linear = Weights(role, layer);
-    MatMul(pool_, kernels_, x.view, *linear.matrix, linear.bias, y.view);
+    matmul_.Run(x.view, *linear.matrix, linear.bias, y.view);
   }
 
   void Attention(std::size_t layer, Tensor projected, Tensor out) override {
@@ -74,9 +125,9 @@ class CpuDenseBackend final : public DenseBackend {
     attention_.Cross(layer, queries.view, out.view);
   }
 
-  void Activate(const MlpSpec& mlp, Tensor gate_up) override {
-    ShareOut(pool_, gate_up.view.rows(), gate_up.view.rows() * gate_up.view.cols() * 5,
-             [&](std::size_t row, int) { moe::Activate(mlp, kernels_, gate_up.view.row(row)); });
+  void Mlp(std::size_t layer, const MlpSpec& mlp, Tensor x, Tensor y) override {
+    const std::array<std::uint32_t, 2> offsets = {0, static_cast<std::uint32_t>(x.view.rows())};
+    mlp_.Run(mlp, {&weights_.layers[layer].mlp, 1}, {.offsets = offsets, .in = x.view, .out = y.view});
   }
 
   void Scale(float factor, Tensor x) override {
@@ -97,7 +148,7 @@ class CpuDenseBackend final : public DenseBackend {
   void Gate(std::size_t layer, Tensor y, Tensor logits, MatrixView<std::int32_t> ids,
             MatrixView<float> weights) override {
     const LayerWeights& w = weights_.layers[layer];
-    MatMul(pool_, kernels_, y.view, w.gate, w.gate_bias, logits.view);
+    matmul_.Run(y.view, w.gate, w.gate_bias, logits.view);
     const GateSpec& spec = config_.layers[layer].moe->gate;
     const std::size_t per_row = static_cast<std::size_t>(spec.num_experts * (spec.experts_per_token + 10));
     ShareOut(pool_, y.view.rows(), y.view.rows() * per_row, [&](std::size_t row, int) {
@@ -124,8 +175,6 @@ class CpuDenseBackend final : public DenseBackend {
       case LinearRole::kCrossQuery: return {&w.cross->query, {}};
       case LinearRole::kCrossKeyValue: return {&w.cross->key_value, {}};
       case LinearRole::kCrossOut: return {&w.cross->out, {}};
-      case LinearRole::kMlpGateUp: return {&w.mlp.gate_up, w.mlp.gate_up_bias};
-      case LinearRole::kMlpDown: return {&w.mlp.down, w.mlp.down_bias};
       case LinearRole::kSharedGate: return {&w.shared_gate, {}};
       case LinearRole::kHead: break;
     }
@@ -148,6 +197,8 @@ class CpuDenseBackend final : public DenseBackend {
   const DenseWeights weights_;
   const Kernels& kernels_;
   ThreadPool& pool_;
+  CpuMatMul matmul_;
+  CpuMlp mlp_;
   KvCache cache_;
   CpuAttention attention_;
   std::vector<std::uint32_t> expert_counts_;  // (num_experts), for gates with a capacity

@@ -26,17 +26,6 @@ std::size_t HeadsWidth(const LayerSpec& layer) {
   return layer.cross_attention ? std::max(own, CrossWidth(*layer.cross_attention)) : own;
 }
 
-/// The MLP that the router computes itself: a dense layer's, or the shared experts.
-const MlpSpec* OwnMlp(const LayerSpec& layer) {
-  if (!layer.moe) return &layer.dense_mlp;
-  return layer.moe->shared ? &*layer.moe->shared : nullptr;
-}
-
-std::size_t MlpWidth(const LayerSpec& layer) {
-  const MlpSpec* mlp = OwnMlp(layer);
-  return mlp == nullptr ? 0 : static_cast<std::size_t>(mlp->inner_width());
-}
-
 // The largest `width` of a layer.
 template <typename Width>
 std::size_t Widest(const ModelConfig& config, Width&& width) {
@@ -56,7 +45,6 @@ Decoder::Decoder(const ModelConfig& config, DenseBackend& backend, std::size_t m
   block_out_ = backend.Allocate(max_step_tokens, hidden);
   projected_ = backend.Allocate(max_step_tokens, Widest(config, ProjectedWidth));
   heads_ = backend.Allocate(max_step_tokens, Widest(config, HeadsWidth));
-  mlp_ = backend.Allocate(max_step_tokens, Widest(config, MlpWidth));
   gate_ = backend.Allocate(max_step_tokens, static_cast<std::size_t>(config.num_experts()));
   shared_gate_ = backend.Allocate(max_step_tokens, 1);
   last_ = backend.Allocate(max_logit_rows, hidden);
@@ -108,11 +96,8 @@ Tensor Decoder::FfnInput(std::size_t layer) {
 }
 
 Tensor Decoder::Mlp(std::size_t layer, const MlpSpec& mlp) {
-  const Tensor inner = mlp_.Rows(0, rows_).Columns(0, static_cast<std::size_t>(mlp.inner_width()));
   const Tensor out = block_out_.Rows(0, rows_);
-  backend_.Linear(LinearRole::kMlpGateUp, layer, normed_.Rows(0, rows_), inner);
-  backend_.Activate(mlp, inner);
-  backend_.Linear(LinearRole::kMlpDown, layer, inner.Columns(0, static_cast<std::size_t>(mlp.intermediate)), out);
+  backend_.Mlp(layer, mlp, normed_.Rows(0, rows_), out);
   return out;
 }
 

@@ -54,7 +54,6 @@ class Decoder {
   Tensor block_out_;    // (max_step_tokens, hidden)
   Tensor projected_;    // (max_step_tokens, widest projection, or cross-attention's keys and values)
   Tensor heads_;        // (max_step_tokens, widest heads_width)
-  Tensor mlp_;          // (max_step_tokens, widest inner width of a dense layer or of shared experts)
   Tensor gate_;         // (max_step_tokens, num_experts)
   Tensor shared_gate_;  // (max_step_tokens, 1)
   Tensor last_;         // (max_logit_rows, hidden)

@@ -47,8 +47,6 @@ enum class LinearRole : std::uint8_t {
   kCrossQuery,
   kCrossKeyValue,
   kCrossOut,
-  kMlpGateUp,
-  kMlpDown,
   kSharedGate,
   kHead,
 };
@@ -78,8 +76,8 @@ class DenseBackend {
   virtual void StoreCross(std::size_t layer, Tensor key_value) = 0;
   /// out(rows, heads * head_dim) = attention of queries on what StoreCross has stored for their sequences.
   virtual void CrossAttention(std::size_t layer, Tensor queries, Tensor out) = 0;
-  /// The activation of `mlp` in place: its first `intermediate` columns become what the down-projection reads.
-  virtual void Activate(const MlpSpec& mlp, Tensor gate_up) = 0;
+  /// y = MLP(x) of a dense layer, or of a sparse layer's shared experts.
+  virtual void Mlp(std::size_t layer, const MlpSpec& mlp, Tensor x, Tensor y) = 0;
   /// x *= factor.
   virtual void Scale(float factor, Tensor x) = 0;
   /// x += scale * y.

@@ -9,15 +9,13 @@
 
 namespace moe {
 
-/// One row of the first product, (MlpSpec::inner_width): its first `intermediate` elements become what the
-/// down-projection reads.
-inline void Activate(const MlpSpec& mlp, const Kernels& kernels, std::span<float> row) {
-  const auto width = static_cast<std::size_t>(mlp.intermediate);
+/// Some columns of one row of the first product, which become what the down-projection reads: `first` the gate's, or
+/// the only ones of an MLP that is not gated; `up` empty then.
+inline void Activate(const MlpSpec& mlp, const Kernels& kernels, std::span<float> first, std::span<const float> up) {
   switch (mlp.activation) {
-    case Activation::kSiluGated: return kernels.SiluMul(row.first(width), row.subspan(width, width));
-    case Activation::kClampedSwiGlu:
-      return kernels.ClampedSwiGlu(row.first(width), row.subspan(width, width), mlp.limit);
-    case Activation::kRelu: return kernels.Relu(row.first(width));
+    case Activation::kSiluGated: return kernels.SiluMul(first, up);
+    case Activation::kClampedSwiGlu: return kernels.ClampedSwiGlu(first, up, mlp.limit);
+    case Activation::kRelu: return kernels.Relu(first);
     case Activation::kGeluGated:
     case Activation::kGelu: break;
   }

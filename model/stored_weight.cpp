@@ -86,6 +86,8 @@ float LoadElement(const std::byte* data, WeightType type, std::size_t index) {
     case WeightType::kF32: return LoadAs<float>(data + 4 * index);
     case WeightType::kBf16: return Bf16ToF32(LoadAs<std::uint16_t>(data + 2 * index));
     case WeightType::kF16: return F16ToF32(LoadAs<std::uint16_t>(data + 2 * index));
+    case WeightType::kInt8:
+    case WeightType::kInt4: break;
   }
   MOE_CHECK(false, "unknown weight type");
   return 0;

@@ -96,7 +96,8 @@ std::vector<TensorSpec> LayerTensors(const ModelConfig& config, int layer);
 /// One routed expert of a sparse layer; its roles are the kMlp ones.
 std::vector<TensorSpec> ExpertTensors(const ModelConfig& config, int layer, int expert);
 
-/// Whether the engine holds this weight in the weight type; vectors, gates and relative biases are fp32 in any case.
+/// Whether the engine holds this weight in a weight type of the user's choice. Vectors and relative biases are fp32 in
+/// any case, and gates: a wrong route costs more than their few bytes.
 bool HeldInWeightType(const TensorSpec& spec);
 
 /// Where the plain encoding is replaced: MXFP4's blocks and scales, or FP8's scales, of the tensor called `name`.

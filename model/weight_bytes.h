@@ -3,20 +3,22 @@
 
 #include <cstdint>
 
-#include "kernels/weight_type.h"
 #include "model/config.h"
 #include "model/tensor_specs.h"
+#include "model/weight_types.h"
 
 namespace moe {
 
-/// One weight: in `type` when the engine holds it in that, else in fp32.
-std::uint64_t HeldBytes(const TensorSpec& spec, WeightType type);
+/// One weight in the type that HeldType says, scales included, without the padding of panels.
+std::uint64_t HeldBytes(const TensorSpec& spec, const WeightTypes& types);
 
-/// What a router holds: large matrices in `type`, vectors and gates in fp32, a tied table twice (rows for the
-/// embedding, panels for the head). Without the padding of panels.
-std::uint64_t DenseBytes(const ModelConfig& config, WeightType type);
+/// What a router holds: all but the routed experts, a tied table twice (rows for the embedding, panels for the head).
+std::uint64_t DenseBytes(const ModelConfig& config, const WeightTypes& types);
+
+/// The output matrix, tied or not.
+std::uint64_t HeadBytes(const ModelConfig& config, const WeightTypes& types);
 
 /// One routed expert of a sparse layer.
-std::uint64_t ExpertBytes(const ModelConfig& config, int layer, WeightType type);
+std::uint64_t ExpertBytes(const ModelConfig& config, int layer, const WeightTypes& types);
 
 }  // namespace moe

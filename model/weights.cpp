@@ -20,9 +20,10 @@ namespace {
 
 using Roles = std::initializer_list<TensorRole>;
 
-/// The weights of one layer, expert or of the outside, and where they are read from.
+/// The weights of one layer, expert or of the outside, where they are read from and what they become.
 struct Source {
   const Checkpoint& checkpoint;
+  const WeightTypes& types;
   std::vector<TensorSpec> specs;
 
   const TensorSpec* Find(TensorRole role, bool bias = false) const {
@@ -31,8 +32,9 @@ struct Source {
   }
 };
 
-/// The matrices of `roles` that the model has, one below the other. Packed straight from the mappings, which end here.
-Status LoadMatrix(const Source& source, Roles roles, WeightType type, PackedMatrix& out) {
+/// The matrices of `roles` that the model has, one below the other, in `type`. Packed straight from the mappings, which
+/// end here.
+Status LoadMatrixAs(const Source& source, Roles roles, WeightType type, PackedMatrix& out) {
   std::vector<StoredMatrix> parts;
   std::vector<WeightView> views;
   std::size_t rows = 0;
@@ -66,6 +68,16 @@ Status LoadMatrix(const Source& source, Roles roles, WeightType type, PackedMatr
   return Status::Ok();
 }
 
+/// The same in the type that the matrices are held in, which is one.
+Status LoadMatrix(const Source& source, Roles roles, PackedMatrix& out) {
+  for (const TensorRole role : roles) {
+    if (const TensorSpec* spec = source.Find(role)) {
+      return LoadMatrixAs(source, roles, HeldType(*spec, source.types), out);
+    }
+  }
+  return Status::Ok();
+}
+
 /// The vectors of `roles`, one after the other; those that the model does not have take no room.
 Status LoadVectors(const Source& source, Roles roles, std::vector<float>& out, bool bias = false) {
   for (const TensorRole role : roles) {
@@ -94,18 +106,21 @@ Status LoadBiases(const Source& source, Roles roles, std::vector<float>& out) {
   return Status::Ok();
 }
 
-Status LoadMlp(const Source& source, WeightType type, MlpWeights& out) {
-  const Roles inner = {TensorRole::kMlpGate, TensorRole::kMlpUp};
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, inner, type, out.gate_up));
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kMlpDown}, type, out.down));
-  MOE_RETURN_IF_ERROR(LoadBiases(source, inner, out.gate_up_bias));
+Status LoadMlp(const Source& source, MlpWeights& out) {
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kMlpGate}, out.gate));
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kMlpUp}, out.up));
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kMlpDown}, out.down));
+  MOE_RETURN_IF_ERROR(LoadBiases(source, {TensorRole::kMlpGate}, out.gate_bias));
+  MOE_RETURN_IF_ERROR(LoadBiases(source, {TensorRole::kMlpUp}, out.up_bias));
   return LoadBiases(source, {TensorRole::kMlpDown}, out.down_bias);
 }
 
 /// Splits kv_b_proj, per head nope_dim rows of keys, then value_dim of values. A score is q · (K c) = (Kᵀ q) · c, so
 /// keys are packed transposed.
-Status LoadLatentUp(const Source& source, const AttentionSpec& spec, WeightType type, AttentionWeights& out) {
-  MOE_ASSIGN_OR_RETURN(const StoredMatrix up, StoredMatrix::Map(source.checkpoint, *source.Find(TensorRole::kKvUp)));
+Status LoadLatentUp(const Source& source, const AttentionSpec& spec, AttentionWeights& out) {
+  const TensorSpec& tensor = *source.Find(TensorRole::kKvUp);
+  const WeightType type = HeldType(tensor, source.types);
+  MOE_ASSIGN_OR_RETURN(const StoredMatrix up, StoredMatrix::Map(source.checkpoint, tensor));
   const auto nope = static_cast<std::size_t>(spec.latent->nope_dim);
   const auto value = static_cast<std::size_t>(spec.latent->value_dim);
   const std::size_t rank = up.cols();
@@ -125,41 +140,40 @@ Status LoadLatentUp(const Source& source, const AttentionSpec& spec, WeightType 
   return Status::Ok();
 }
 
-Status LoadAttention(const Source& source, const AttentionSpec& spec, WeightType type, AttentionWeights& out) {
+Status LoadAttention(const Source& source, const AttentionSpec& spec, AttentionWeights& out) {
   // Of these, a layer has either its queries whole or their low rank, and either keys and values or their latent.
   const Roles first = {TensorRole::kQueryDown, TensorRole::kQuery, TensorRole::kKey, TensorRole::kValue,
                        TensorRole::kKvDown};
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, first, type, out.projection));
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, first, out.projection));
   MOE_RETURN_IF_ERROR(LoadBiases(source, first, out.projection_bias));
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kQueryNorm}, out.query_norm));
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kKeyNorm}, out.key_norm));
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kSinks}, out.sinks));
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kAttentionOut}, type, out.out));
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kAttentionOut}, out.out));
   MOE_RETURN_IF_ERROR(LoadBiases(source, {TensorRole::kAttentionOut}, out.out_bias));
   if (!spec.latent) return Status::Ok();
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kQueryDownNorm}, out.query_down_norm));
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kQueryUp}, type, out.query_up));
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kQueryUp}, out.query_up));
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kKvDownNorm}, out.kv_down_norm));
-  return LoadLatentUp(source, spec, type, out);
+  return LoadLatentUp(source, spec, out);
 }
 
-Status LoadCrossAttention(const Source& source, WeightType type, CrossAttentionWeights& out) {
+Status LoadCrossAttention(const Source& source, CrossAttentionWeights& out) {
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kCrossNorm}, out.norm));
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kCrossQuery}, type, out.query));
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kCrossKey, TensorRole::kCrossValue}, type, out.key_value));
-  return LoadMatrix(source, {TensorRole::kCrossOut}, type, out.out);
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kCrossQuery}, out.query));
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kCrossKey, TensorRole::kCrossValue}, out.key_value));
+  return LoadMatrix(source, {TensorRole::kCrossOut}, out.out);
 }
 
-Status LoadNormsAndFfn(const Source& source, const LayerSpec& spec, WeightType type, LayerWeights& out) {
+Status LoadNormsAndFfn(const Source& source, const LayerSpec& spec, LayerWeights& out) {
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kAttentionNorm}, out.attention_norm));
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kFfnNorm}, out.ffn_norm));
-  if (spec.cross_attention) MOE_RETURN_IF_ERROR(LoadCrossAttention(source, type, out.cross.emplace()));
-  // Gates are fp32 whatever the weights are: a wrong route costs more than the few bytes.
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kRouter}, WeightType::kF32, out.gate));
+  if (spec.cross_attention) MOE_RETURN_IF_ERROR(LoadCrossAttention(source, out.cross.emplace()));
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kRouter}, out.gate));
   MOE_RETURN_IF_ERROR(LoadBiases(source, {TensorRole::kRouter}, out.gate_bias));
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kCorrectionBias}, out.correction_bias));
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kSharedRouter}, WeightType::kF32, out.shared_gate));
-  return LoadMlp(source, type, out.mlp);
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kSharedRouter}, out.shared_gate));
+  return LoadMlp(source, out.mlp);
 }
 
 /// Row-major, converted to `type`.
@@ -192,19 +206,21 @@ Status CheckCopies(const ModelConfig& config, const Checkpoint& checkpoint, cons
 }
 
 Status LoadEmbedding(const ModelConfig& config, const Source& source, DenseWeights& out) {
-  MOE_ASSIGN_OR_RETURN(const StoredMatrix embedding,
-                       StoredMatrix::Map(source.checkpoint, *source.Find(TensorRole::kEmbedding)));
+  const TensorSpec& spec = *source.Find(TensorRole::kEmbedding);
+  MOE_ASSIGN_OR_RETURN(const StoredMatrix embedding, StoredMatrix::Map(source.checkpoint, spec));
   if (const auto view = embedding.plain()) {
     MOE_RETURN_IF_ERROR(CheckCopies(config, source.checkpoint, *view));
   }
-  out.embedding = ConvertRows(embedding, out.type);
+  out.embedding_type = HeldType(spec, source.types);
+  out.embedding = ConvertRows(embedding, out.embedding_type);
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kEncoderNorm}, out.encoder_norm));
   return LoadVectors(source, {TensorRole::kFinalNorm}, out.final_norm);
 }
 
 /// The relative biases of a stack, which belong to its first layer.
 Status LoadRelativeBias(const ModelConfig& config, const Checkpoint& checkpoint, int layer, std::vector<float>& out) {
-  const Source source{checkpoint, LayerTensors(config, layer)};
+  const WeightTypes exact;
+  const Source source{checkpoint, exact, LayerTensors(config, layer)};
   const TensorSpec* spec = source.Find(TensorRole::kRelativeBias);
   if (spec == nullptr) return Status::Ok();
   MOE_ASSIGN_OR_RETURN(const StoredMatrix table, StoredMatrix::Map(checkpoint, *spec));
@@ -254,26 +270,26 @@ Status RunJobs(const std::vector<Job>& jobs, ThreadPool& pool) {
 }  // namespace
 
 std::uint64_t MlpWeights::parameters() const {
-  return std::uint64_t{gate_up.rows()} * gate_up.cols() + std::uint64_t{down.rows()} * down.cols() +
-         gate_up_bias.size() + down_bias.size();
+  std::uint64_t parameters = gate_bias.size() + up_bias.size() + down_bias.size();
+  for (const PackedMatrix* matrix : {&gate, &up, &down}) parameters += std::uint64_t{matrix->rows()} * matrix->cols();
+  return parameters;
 }
 
 std::uint64_t MlpWeights::bytes() const {
-  return gate_up.bytes() + down.bytes() + Bytes(gate_up_bias) + Bytes(down_bias);
+  return gate.bytes() + up.bytes() + down.bytes() + Bytes(gate_bias) + Bytes(up_bias) + Bytes(down_bias);
 }
 
-Result<DenseWeights> LoadDenseWeights(const ModelConfig& config, const Checkpoint& checkpoint, WeightType type,
+Result<DenseWeights> LoadDenseWeights(const ModelConfig& config, const Checkpoint& checkpoint, const WeightTypes& types,
                                       ThreadPool& pool) {
   MOE_RETURN_IF_ERROR(CheckTensors(config, checkpoint).status());
   DenseWeights weights;
-  weights.type = type;
   weights.layers.resize(config.layers.size());
-  const Source outer{checkpoint, OuterTensors(config)};
+  const Source outer{checkpoint, types, OuterTensors(config)};
   std::vector<Job> jobs;
   jobs.push_back([&] { return LoadEmbedding(config, outer, weights); });
   jobs.push_back([&] {
     const TensorRole role = config.tied_embeddings ? TensorRole::kEmbedding : TensorRole::kHead;
-    return LoadMatrix(outer, {role}, type, weights.head);
+    return LoadMatrixAs(outer, {role}, types.attention, weights.head);
   });
   if (config.has_encoder()) {
     jobs.push_back([&] { return LoadRelativeBias(config, checkpoint, 0, weights.encoder_relative_bias); });
@@ -283,10 +299,10 @@ Result<DenseWeights> LoadDenseWeights(const ModelConfig& config, const Checkpoin
     LayerWeights* layer = &weights.layers[static_cast<std::size_t>(i)];
     const LayerSpec* spec = &config.layers[static_cast<std::size_t>(i)];
     jobs.push_back([&, i, layer, spec] {
-      return LoadAttention({checkpoint, LayerTensors(config, i)}, spec->attention, type, layer->attention);
+      return LoadAttention({checkpoint, types, LayerTensors(config, i)}, spec->attention, layer->attention);
     });
     jobs.push_back([&, i, layer, spec] {
-      return LoadNormsAndFfn({checkpoint, LayerTensors(config, i)}, *spec, type, *layer);
+      return LoadNormsAndFfn({checkpoint, types, LayerTensors(config, i)}, *spec, *layer);
     });
   }
   MOE_RETURN_IF_ERROR(RunJobs(jobs, pool));
@@ -296,7 +312,7 @@ Result<DenseWeights> LoadDenseWeights(const ModelConfig& config, const Checkpoin
 }
 
 Result<MlpWeights> LoadExpertWeights(const ModelConfig& config, const Checkpoint& checkpoint, int layer, int expert,
-                                     WeightType type) {
+                                     const WeightTypes& types) {
   if (layer < 0 || layer >= config.num_layers() || !config.layers[static_cast<std::size_t>(layer)].moe.has_value()) {
     return InvalidArgument("layer ", layer, " is not a sparse layer of the model");
   }
@@ -305,7 +321,7 @@ Result<MlpWeights> LoadExpertWeights(const ModelConfig& config, const Checkpoint
     return InvalidArgument("expert ", expert, " is not one of the ", num_experts, " experts of layer ", layer);
   }
   MlpWeights weights;
-  MOE_RETURN_IF_ERROR(LoadMlp({checkpoint, ExpertTensors(config, layer, expert)}, type, weights));
+  MOE_RETURN_IF_ERROR(LoadMlp({checkpoint, types, ExpertTensors(config, layer, expert)}, weights));
   return weights;
 }
 

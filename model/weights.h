@@ -12,14 +12,17 @@
 #include "kernels/packed_matrix.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
+#include "model/weight_types.h"
 
 namespace moe {
 
 /// One MLP: an expert, the shared experts, or a dense layer's.
 struct MlpWeights {
-  PackedMatrix gate_up;             // (MlpSpec::inner_width, hidden): gate's outputs, then up's
-  PackedMatrix down;                // (hidden, intermediate)
-  std::vector<float> gate_up_bias;  // empty when there is none
+  PackedMatrix gate;             // (intermediate, hidden); empty in an MLP that is not gated
+  PackedMatrix up;               // (intermediate, hidden)
+  PackedMatrix down;             // (hidden, intermediate)
+  std::vector<float> gate_bias;  // empty when there is none
+  std::vector<float> up_bias;
   std::vector<float> down_bias;
 
   std::uint64_t parameters() const;
@@ -65,8 +68,8 @@ struct LayerWeights {
 
 /// All that a router needs.
 struct DenseWeights {
-  WeightType type = WeightType::kF32;
-  std::vector<std::byte> embedding;  // (vocab, hidden) row-major, in `type`
+  WeightType embedding_type = WeightType::kF32;
+  std::vector<std::byte> embedding;  // (vocab, hidden) row-major
   std::vector<float> encoder_norm;   // (hidden); empty without an encoder
   std::vector<float> final_norm;     // (hidden)
   PackedMatrix head;                 // (vocab, hidden); packed from the embedding when tied
@@ -79,11 +82,11 @@ struct DenseWeights {
 };
 
 /// `pool` packs matrices in parallel.
-Result<DenseWeights> LoadDenseWeights(const ModelConfig& config, const Checkpoint& checkpoint, WeightType type,
+Result<DenseWeights> LoadDenseWeights(const ModelConfig& config, const Checkpoint& checkpoint, const WeightTypes& types,
                                       ThreadPool& pool);
 
 /// One expert of one sparse layer; maps that expert's tensors only.
 Result<MlpWeights> LoadExpertWeights(const ModelConfig& config, const Checkpoint& checkpoint, int layer, int expert,
-                                     WeightType type);
+                                     const WeightTypes& types);
 
 }  // namespace moe

@@ -11,7 +11,7 @@ namespace {
 std::size_t WidestExpert(const ModelConfig& config) {
   int widest = 0;
   for (const LayerSpec& layer : config.layers)
-    if (layer.moe) widest = std::max(widest, layer.moe->expert.inner_width());
+    if (layer.moe) widest = std::max(widest, layer.moe->expert.intermediate);
   return static_cast<std::size_t>(widest);
 }
 
@@ -22,7 +22,11 @@ ExpertHost::ExpertHost(const RankSetup& setup, ThreadPool& pool, ExpertShard sha
       max_pairs_(setup.exchange.max_tokens * setup.exchange.experts_per_token),
       shard_(std::move(shard)),
       backend_(MakeCpuExpertBackend(SimdKernels(), pool,
-                                    {.max_rows = max_pairs_, .inner_width = WidestExpert(setup.config)})),
+                                    {.rows = max_pairs_,
+                                     .mlps = shard_.most_slots(),
+                                     .hidden = hidden_,
+                                     .intermediate = WidestExpert(setup.config),
+                                     .type = setup.weight_types.mlps})),
       description_(DescribeRank(setup)) {
   description_.parameters = shard_.parameters();
   description_.weight_bytes = shard_.bytes();
@@ -30,7 +34,7 @@ ExpertHost::ExpertHost(const RankSetup& setup, ThreadPool& pool, ExpertShard sha
 
 Result<std::unique_ptr<ExpertHost>> ExpertHost::Load(const RankSetup& setup, WorkerId worker, ThreadPool& pool) {
   MOE_ASSIGN_OR_RETURN(ExpertShard shard, ExpertShard::Load(setup.config, *setup.checkpoint, setup.placement, worker,
-                                                            setup.weight_type, pool));
+                                                            setup.weight_types, pool));
   return std::unique_ptr<ExpertHost>(new ExpertHost(setup, pool, std::move(shard)));
 }
 

@@ -83,7 +83,8 @@ Status ReadModel(const RankOptions& options, RankSetup& setup) {
   }
   MOE_ASSIGN_OR_RETURN(const CheckedTensors checked, CheckTensors(setup.config, *setup.checkpoint));
   setup.parameters = CountParameters(setup.config);
-  setup.weight_type = options.weight_type.value_or(checked.exact_type);
+  setup.weight_types = options.weight_type.value_or(checked.exact_type);
+  if (options.attention_weight_type) setup.weight_types.attention = *options.attention_weight_type;
   return Status::Ok();
 }
 
@@ -91,7 +92,7 @@ Status ReadModel(const RankOptions& options, RankSetup& setup) {
 std::uint64_t ShardBytes(const RankSetup& setup, int first_worker, int workers) {
   std::uint64_t bytes = 0;
   for (const LayerPlacement& layer : setup.placement.layers) {
-    const std::uint64_t each = ExpertBytes(setup.config, layer.layer, setup.weight_type);
+    const std::uint64_t each = ExpertBytes(setup.config, layer.layer, setup.weight_types);
     for (int w = first_worker; w < first_worker + workers; ++w)
       bytes += each * layer.slots[static_cast<std::size_t>(w)].size();
   }
@@ -103,7 +104,7 @@ std::uint64_t ShardBytes(const RankSetup& setup, int first_worker, int workers) 
 Status CheckMemory(const RankOptions& options, const RankPlace& place, const RankSetup& setup) {
   const Topology& topology = setup.topology;
   const bool alone = place.node_local_size == topology.ranks();
-  const std::uint64_t dense = DenseBytes(setup.config, setup.weight_type);
+  const std::uint64_t dense = DenseBytes(setup.config, setup.weight_types);
   std::uint64_t experts = 0;
   if (alone) {
     experts = ShardBytes(setup, 0, topology.workers);
@@ -115,7 +116,7 @@ Status CheckMemory(const RankOptions& options, const RankPlace& place, const Ran
   const std::uint64_t memory = MachineMemoryBytes();
   if (needed <= memory) return Status::Ok();
   return ResourceExhausted("--model ", options.model.string(), ": its weights take ", needed, " bytes as ",
-                           Name(setup.weight_type), " here (", dense, " dense, ", experts,
+                           Name(setup.weight_types.mlps), " here (", dense, " dense, ", experts,
                            " in experts), the machine has ", memory);
 }
 
@@ -158,7 +159,7 @@ WorkerDescription DescribeRank(const RankSetup& setup) {
           .device = "cpu",
           .kernel_target = std::string(SimdKernels().name()),
           .fingerprint = setup.checkpoint->fingerprint(),
-          .weight_type = std::string(Name(setup.weight_type)),
+          .weight_type = std::string(Name(setup.weight_types.mlps)),
           .threads = static_cast<std::uint32_t>(setup.threads)};
 }
 

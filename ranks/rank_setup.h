@@ -13,11 +13,11 @@
 #include "core/status.h"
 #include "core/thread_pool.h"
 #include "core/topology.h"
-#include "kernels/weight_type.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
 #include "model/dispatch_format.h"
 #include "model/parameter_count.h"
+#include "model/weight_types.h"
 #include "placement/placement.h"
 #include "router/expert_exchange.h"
 #include "transport/transport.h"
@@ -35,8 +35,9 @@ enum class TransportChoice : std::uint8_t { kAuto, kInProcess, kMpi };
 struct RankOptions {
   std::filesystem::path model;
   LoadFormat load_format = LoadFormat::kAuto;
-  std::optional<WeightType> weight_type;  // absent: the narrowest that holds the stored values exactly
-  int threads = 0;                        // of this rank; 0: its share of the node's processors
+  std::optional<WeightType> weight_type;            // absent: the narrowest that holds the stored values exactly
+  std::optional<WeightType> attention_weight_type;  // absent: as WeightTypes says
+  int threads = 0;                                  // of this rank; 0: its share of the node's processors
   TransportChoice transport = TransportChoice::kAuto;
   std::string placement = "linear";  // linear, round_robin or a placement file
   int redundant_experts = 0;
@@ -63,7 +64,7 @@ struct RankSetup {
   ModelConfig config;
   ParameterCount parameters;
   std::unique_ptr<Checkpoint> checkpoint;
-  WeightType weight_type = WeightType::kF32;
+  WeightTypes weight_types;
   Placement placement;
   ExpertExchange::Options exchange;
   TransportLimits transport_limits;

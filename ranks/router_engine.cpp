@@ -16,10 +16,10 @@ constexpr std::chrono::seconds kShutdownTimeout{10};
 
 Result<LoadedWeights> LoadRouter(const RankSetup& setup, ThreadPool& pool, Transport& transport) {
   LoadedWeights loaded;
-  MOE_ASSIGN_OR_RETURN(loaded.dense, LoadDenseWeights(setup.config, *setup.checkpoint, setup.weight_type, pool));
+  MOE_ASSIGN_OR_RETURN(loaded.dense, LoadDenseWeights(setup.config, *setup.checkpoint, setup.weight_types, pool));
   MOE_ASSIGN_OR_RETURN(loaded.workers, DescribeWorkers(transport,
                                                        {.fingerprint = setup.checkpoint->fingerprint(),
-                                                        .weight_type = std::string(Name(setup.weight_type))},
+                                                        .weight_type = std::string(Name(setup.weight_types.mlps))},
                                                        After(setup.load_timeout)));
   return loaded;
 }

@@ -54,7 +54,7 @@ double SecondsAPass(double seconds, const Pass& pass) {
 class ColdWeights {
  public:
   ColdWeights(const MatrixShape& shape, WeightType type, std::size_t cold_bytes, ThreadPool& pool) {
-    const std::size_t bytes = shape.outputs * shape.inputs * BytesPerWeight(type);
+    const std::size_t bytes = MatrixBytes(shape.outputs, shape.inputs, type);
     matrices_.resize(std::max<std::size_t>(1, (cold_bytes + bytes - 1) / bytes));
     pool.ParallelFor(matrices_.size(), [&](std::size_t i, int) {
       const RandomWeight weight(
@@ -81,11 +81,20 @@ double MatMulError(const Kernels& kernels, const PackedMatrix& w) {
   const MatrixView<float> x(x_data.data(), kCheckedRows, w.cols());
   std::vector<float> magnitudes_data(x_data.span().begin(), x_data.span().end());
   std::vector<float> fast_data(kCheckedRows * w.rows()), slow_data(kCheckedRows * w.rows());
-  const MatrixView<float> fast(fast_data.data(), kCheckedRows, w.rows());
-  const MatrixView<float> slow(slow_data.data(), kCheckedRows, w.rows());
   const std::size_t panels = std::min(w.panels(), kCheckedOutputs / PackedMatrix::kPanelWidth);
-  kernels.MatMulPanels(x, w, 0, panels, fast);
-  ReferenceKernels().MatMulPanels(x, w, 0, panels, slow);
+  const MatrixView<float> fast(fast_data.data(), kCheckedRows, w.Outputs(0, panels));
+  const MatrixView<float> slow(slow_data.data(), kCheckedRows, w.Outputs(0, panels));
+  if (IsQuantized(w.type())) {
+    QuantizedRows quantized(kCheckedRows, w.cols());
+    quantized.Shape(kCheckedRows, w.cols(), w.type());
+    for (std::size_t row = 0; row < kCheckedRows; ++row)
+      kernels.QuantizeRow(x.row(row), GroupSize(w.type()), quantized.Groups(row, 0, w.cols()));
+    kernels.MatMulPanels(quantized.view(), w, 0, panels, fast);
+    ReferenceKernels().MatMulPanels(quantized.view(), w, 0, panels, slow);
+  } else {
+    kernels.MatMulPanels(x, w, 0, panels, fast);
+    ReferenceKernels().MatMulPanels(x, w, 0, panels, slow);
+  }
   // |x| ≤ 1 and |w| ≤ sqrt(3 / inputs), as they were made: the sum of magnitudes is at most sqrt(3 inputs).
   const double inputs = static_cast<double>(w.cols());
   const double allowed = inputs * std::numeric_limits<float>::epsilon() * std::sqrt(3 * inputs);
@@ -169,19 +178,21 @@ class KernelBench {
       FillRandom(x_data.span(), rows);
       const MatrixView<const float> x(x_data.data(), rows, shape.inputs);
       const MatrixView<float> y(y_data.data(), rows, shape.outputs);
+      CpuMatMul matmul(pool_, kernels_, IsQuantized(type) ? rows : 0, shape.inputs);
       const double seconds = SecondsAPass(options_.seconds, [&] {
-        for (const PackedMatrix& w : weights.matrices()) MatMul(pool_, kernels_, x, w, {}, y);
+        for (const PackedMatrix& w : weights.matrices()) matmul.Run(x, w, {}, y);
       });
       const auto count = static_cast<double>(weights.matrices().size());
       const auto elements = static_cast<double>(shape.outputs * shape.inputs);
-      results.push_back({.kernel = "matmul",
-                         .model = shape.model,
-                         .shape = name,
-                         .weights = std::string(Name(type)),
-                         .rows = rows,
-                         .bytes_per_s = count * elements * static_cast<double>(BytesPerWeight(type)) / seconds,
-                         .operations_per_s = 2 * count * elements * static_cast<double>(rows) / seconds,
-                         .largest_error = error});
+      results.push_back(
+          {.kernel = "matmul",
+           .model = shape.model,
+           .shape = name,
+           .weights = std::string(Name(type)),
+           .rows = rows,
+           .bytes_per_s = count * static_cast<double>(MatrixBytes(shape.outputs, shape.inputs, type)) / seconds,
+           .operations_per_s = 2 * count * elements * static_cast<double>(rows) / seconds,
+           .largest_error = error});
     }
     return Status::Ok();
   }

@@ -37,7 +37,7 @@ std::vector<HeadsShape> HeadsShapes();
 struct KernelBenchOptions {
   std::vector<std::size_t> rows = {1, 2, 4, 8, 16, 32, 64, 512};
   std::vector<std::size_t> contexts = {128, 2048};
-  std::vector<WeightType> weight_types = {WeightType::kF32, WeightType::kBf16};
+  std::vector<WeightType> weight_types = {WeightType::kF32, WeightType::kBf16, WeightType::kInt8, WeightType::kInt4};
   std::vector<std::string> models;  // a part of the shapes; empty: all
   int threads = 0;                  // 0: every processor that this process may use
   double seconds = 0.2;             // for each figure, about

@@ -58,6 +58,7 @@ class Judge {
   static Result<std::unique_ptr<Judge>> Load(const QualityOptions& options, WeightType type) {
     RankOptions rank = options.rank;
     rank.weight_type = type;
+    if (!IsQuantized(type)) rank.attention_weight_type.reset();
     MOE_ASSIGN_OR_RETURN(RankSetup setup, PrepareEmbedded(rank));
     MOE_ASSIGN_OR_RETURN(const KvPlan kv, PlanCache(setup, kSequences, Longest(options)));
     MOE_ASSIGN_OR_RETURN(std::unique_ptr<LocalEngine> engine, LocalEngine::Load(std::move(setup), kv));
@@ -145,7 +146,7 @@ Result<std::vector<QualityResult>> RunQuality(const QualityOptions& options,
   std::unique_ptr<Judge> reference;
   std::vector<QualityResult> results;
   for (const std::optional<WeightType> wanted : options.weight_types) {
-    const WeightType type = wanted.value_or(stored.weight_type);
+    const WeightType type = wanted.value_or(stored.weight_types.mlps);
     note(Cat("loading as ", Name(type)));
     const bool is_reference = type == WeightType::kF32;
     if (!reference) {

@@ -76,17 +76,18 @@ double AttentionOperations(const AttentionSpec& attention, const RowRange& range
   return kOperationsAWeight * visible * ScoreAndValueWidth(attention);
 }
 
-WorkMeter::WorkMeter(const ModelConfig& config, WeightType type)
-    : config_(config),
-      table_row_bytes_(static_cast<double>(config.hidden) * static_cast<double>(BytesPerWeight(type))) {
+WorkMeter::WorkMeter(const ModelConfig& config, const WeightTypes& types) : config_(config) {
   const auto add = [&](Dense& part, const TensorSpec& spec) {
-    part.bytes += static_cast<double>(HeldBytes(spec, type));
+    part.bytes += static_cast<double>(HeldBytes(spec, types));
     part.operations += kOperationsAWeight * static_cast<double>(spec.elements());
   };
   for (const TensorSpec& spec : OuterTensors(config)) {
     // Of tables and of the output matrix, steps do not take all, or not always.
     if (spec.part == ModelPart::kNorms) add(dense(spec.role == TensorRole::kEncoderNorm), spec);
+    if (spec.role == TensorRole::kEmbedding)
+      embedding_row_bytes_ = static_cast<double>(HeldBytes(spec, types)) / config.vocab_size;
   }
+  head_bytes_ = static_cast<double>(HeadBytes(config, types));
   for (int layer = 0; layer < config.num_layers(); ++layer) {
     const bool encoder = layer < config.encoder_layers;
     for (const TensorSpec& spec : LayerTensors(config, layer)) {
@@ -96,7 +97,7 @@ WorkMeter::WorkMeter(const ModelConfig& config, WeightType type)
     }
     if (!config.layers[static_cast<std::size_t>(layer)].moe) continue;
     Expert& expert = experts_.emplace_back();
-    expert.bytes = static_cast<double>(ExpertBytes(config, layer, type));
+    expert.bytes = static_cast<double>(ExpertBytes(config, layer, types));
     for (const TensorSpec& spec : ExpertTensors(config, layer, 0))
       expert.operations += kOperationsAWeight * static_cast<double>(spec.elements());
   }
@@ -109,8 +110,8 @@ Work WorkMeter::Of(const StepShape& step) const {
   for (const RowRange& range : step.ranges) (range.encode ? encoded : decoded) += static_cast<double>(range.rows);
   if (encoded > 0) work.weight_bytes += encoder_.bytes;
   if (decoded > 0) work.weight_bytes += decoder_.bytes;
-  work.weight_bytes += (encoded + decoded) * table_row_bytes_;
-  if (step.logit_rows > 0) work.weight_bytes += config_.vocab_size * table_row_bytes_;
+  work.weight_bytes += (encoded + decoded) * embedding_row_bytes_;
+  if (step.logit_rows > 0) work.weight_bytes += head_bytes_;
   work.operations = encoded * encoder_.operations + decoded * decoder_.operations +
                     static_cast<double>(step.logit_rows) * kOperationsAWeight * config_.vocab_size * config_.hidden;
 

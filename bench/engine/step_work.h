@@ -49,8 +49,8 @@ struct Work {
 /// What steps of a model touch and compute.
 class WorkMeter {
  public:
-  /// `config` outlives it; weights are held as `type`.
-  WorkMeter(const ModelConfig& config, WeightType type);
+  /// `config` outlives it.
+  WorkMeter(const ModelConfig& config, const WeightTypes& types);
 
   Work Of(const StepShape& step) const;
 
@@ -69,7 +69,8 @@ class WorkMeter {
   Dense& dense(bool encoder) { return encoder ? encoder_ : decoder_; }
 
   const ModelConfig& config_;
-  const double table_row_bytes_;  // of the embedding, and of the output matrix
+  double embedding_row_bytes_ = 0;
+  double head_bytes_ = 0;
   Dense encoder_;
   Dense decoder_;
   std::vector<Expert> experts_;  // by sparse layer

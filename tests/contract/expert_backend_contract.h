@@ -20,14 +20,9 @@
 
 namespace moe {
 
-struct ExpertBackendLimits {
-  std::size_t max_rows = 0;     // of one Run
-  std::size_t inner_width = 0;  // the widest expert's MlpSpec::inner_width
-};
-
 struct ExpertBackendContractParam {
   std::string name;
-  std::function<std::unique_ptr<ExpertBackend>(ThreadPool&, const ExpertBackendLimits&)> make;
+  std::function<std::unique_ptr<ExpertBackend>(ThreadPool&, const CpuMlpLimits&)> make;
 };
 
 inline void PrintTo(const ExpertBackendContractParam& param, std::ostream* out) { *out << param.name; }
@@ -63,14 +58,15 @@ inline PackedMatrix RandomMatrix(std::size_t rows, std::size_t cols, WeightType 
 
 inline ExpertShard::Layer MakeExpertLayer(const ExpertLayerCase& c) {
   ExpertShard::Layer layer{.layer = 5, .mlp = c.mlp};
-  const auto inner = static_cast<std::size_t>(c.mlp.inner_width());
   const auto intermediate = static_cast<std::size_t>(c.mlp.intermediate);
   std::uint32_t seed = 40;
   for (std::size_t slot = 0; slot < c.slots; ++slot) {
-    MlpWeights weights{.gate_up = RandomMatrix(inner, c.hidden, c.type, ++seed),
+    MlpWeights weights{.up = RandomMatrix(intermediate, c.hidden, c.type, ++seed),
                        .down = RandomMatrix(c.hidden, intermediate, c.type, ++seed)};
+    if (c.mlp.gated()) weights.gate = RandomMatrix(intermediate, c.hidden, c.type, ++seed);
     if (c.mlp.bias) {
-      weights.gate_up_bias = RandomValues(inner, ++seed);
+      if (c.mlp.gated()) weights.gate_bias = RandomValues(intermediate, ++seed);
+      weights.up_bias = RandomValues(intermediate, ++seed);
       weights.down_bias = RandomValues(c.hidden, ++seed);
     }
     layer.experts.push_back(static_cast<int>(slot));
@@ -146,27 +142,31 @@ inline std::vector<Bounded> ExpertInDouble(const MlpSpec& mlp, const MlpWeights&
   std::vector<Bounded> hidden;
   const std::size_t intermediate = w.down.cols();
   for (std::size_t i = 0; i < intermediate; ++i) {
-    const Bounded first = LinearInDouble(w.gate_up, i, x, w.gate_up_bias);
-    const Bounded up = mlp.gated() ? LinearInDouble(w.gate_up, intermediate + i, x, w.gate_up_bias) : Bounded{};
-    hidden.push_back(ActivationInDouble(mlp, first, up));
+    const Bounded up = LinearInDouble(w.up, i, x, w.up_bias);
+    hidden.push_back(ActivationInDouble(mlp, mlp.gated() ? LinearInDouble(w.gate, i, x, w.gate_bias) : up, up));
   }
   std::vector<Bounded> out;
   for (std::size_t i = 0; i < w.down.rows(); ++i) out.push_back(LinearInDouble(w.down, i, hidden, w.down_bias));
   return out;
 }
 
+/// Room for whatever the suite asks of a backend.
+inline CpuMlpLimits Limits(std::size_t rows, std::size_t intermediate, WeightType type = WeightType::kF32) {
+  return {.rows = rows, .mlps = 8, .hidden = 128, .intermediate = intermediate, .type = type};
+}
+
 class ExpertBackendContract : public testing::TestWithParam<ExpertBackendContractParam> {
  protected:
   static constexpr std::size_t kGap = 3;  // rows lie further apart than they are long
   static constexpr float kUntouched = 12345.0f;
-  static constexpr std::size_t kWidest = 2 * 200;  // inner width
+  static constexpr std::size_t kWidest = 200;  // intermediate
 
   struct Run {
     std::vector<float> in;
     std::vector<float> out;
   };
 
-  std::unique_ptr<ExpertBackend> Make(ThreadPool& pool, const ExpertBackendLimits& limits) {
+  std::unique_ptr<ExpertBackend> Make(ThreadPool& pool, const CpuMlpLimits& limits) {
     return GetParam().make(pool, limits);
   }
 
@@ -206,7 +206,7 @@ class ExpertBackendContract : public testing::TestWithParam<ExpertBackendContrac
     const ExpertShard::Layer layer = MakeExpertLayer(c);
     const std::size_t rows = std::accumulate(counts.begin(), counts.end(), std::size_t{0});
     ThreadPool pool(2);
-    const auto backend = Make(pool, {.max_rows = std::max<std::size_t>(1, rows), .inner_width = kWidest});
+    const auto backend = Make(pool, Limits(std::max<std::size_t>(1, rows), kWidest, c.type));
     const std::vector<float> in = RandomValues(rows * c.hidden, 9);
     const std::vector<float> out = RunRows(*backend, layer, counts, in, c.hidden);
     std::size_t row = 0;
@@ -225,7 +225,7 @@ class ExpertBackendContract : public testing::TestWithParam<ExpertBackendContrac
 
 TEST_P(ExpertBackendContract, NamesItsDevice) {
   ThreadPool pool(1);
-  EXPECT_FALSE(Make(pool, {.max_rows = 1, .inner_width = 32})->device().empty());
+  EXPECT_FALSE(Make(pool, Limits(1, 32))->device().empty());
 }
 
 TEST_P(ExpertBackendContract, AgreesWithPlainLoopsForEveryWeightTypeAndWidth) {
@@ -261,7 +261,7 @@ TEST_P(ExpertBackendContract, OneExpertMayTakeAllRows) {
 
 TEST_P(ExpertBackendContract, NothingIsARunToo) {
   ThreadPool pool(2);
-  const auto backend = Make(pool, {.max_rows = 4, .inner_width = 88});
+  const auto backend = Make(pool, Limits(4, 88));
   const ExpertShard::Layer layer = MakeExpertLayer({.hidden = 56, .slots = 2, .mlp = {.intermediate = 44}});
   EXPECT_TRUE(RunRows(*backend, layer, {0, 0}, {}, 56).empty());
   const ExpertShard::Layer idle{.layer = 5, .mlp = {.intermediate = 44}};  // of a worker without a slot in this layer
@@ -275,7 +275,7 @@ TEST_P(ExpertBackendContract, ARowsBitsDoNotDependOnTheRowsBesideIt) {
     const ExpertShard::Layer layer =
         MakeExpertLayer({.hidden = kHidden, .slots = 2, .mlp = mlp, .type = WeightType::kBf16});
     ThreadPool pool(2);
-    const auto backend = Make(pool, {.max_rows = 2 * kRows, .inner_width = kWidest});
+    const auto backend = Make(pool, Limits(2 * kRows, kWidest));
     const std::vector<float> in = RandomValues(kRows * kHidden, 3);
     const auto row_of = [](const std::vector<float>& rows, std::size_t row) {
       return std::span(rows).subspan(row * kHidden, kHidden);
@@ -308,7 +308,7 @@ TEST_P(ExpertBackendContract, ThreadsDoNotChangeTheBits) {
     std::vector<float> expected;
     for (const int threads : {1, 2, 4}) {
       ThreadPool pool(threads);
-      const auto backend = Make(pool, {.max_rows = 131, .inner_width = kWidest});
+      const auto backend = Make(pool, Limits(131, kWidest));
       for (int repeat = 0; repeat < 3; ++repeat) {
         const std::vector<float> out = RunRows(*backend, layer, counts, in, kHidden);
         if (expected.empty()) expected = out;
@@ -326,8 +326,8 @@ TEST_P(ExpertBackendContract, ARunLeavesNoTraceInTheNext) {
   const std::vector<float> in = RandomValues(30 * kHidden, 8);
   for (const MlpSpec& mlp : ExpertKinds(44)) {
     const ExpertShard::Layer narrow = MakeExpertLayer({.hidden = kHidden, .slots = 1, .mlp = mlp});
-    const auto fresh = Make(pool, {.max_rows = 30, .inner_width = kWidest});
-    const auto used = Make(pool, {.max_rows = 30, .inner_width = kWidest});
+    const auto fresh = Make(pool, Limits(30, kWidest));
+    const auto used = Make(pool, Limits(30, kWidest));
     RunRows(*used, wide, {10, 20}, in, kHidden);
     const std::span<const float> few = std::span(in).first(4 * kHidden);
     EXPECT_TRUE(SameBits(RunRows(*used, narrow, {4}, few, kHidden), RunRows(*fresh, narrow, {4}, few, kHidden)));
@@ -342,7 +342,7 @@ TEST_P(ExpertBackendContract, TheSteadyStateAllocatesNothing) {
     const std::vector<float> in = RandomValues(100 * kHidden, 4);
     std::vector<float> out(100 * kHidden);
     ThreadPool pool(2);
-    const auto backend = Make(pool, {.max_rows = 100, .inner_width = kWidest});
+    const auto backend = Make(pool, Limits(100, kWidest));
     const GroupedRows rows{.offsets = offsets,
                            .in = MatrixView<const float>(in.data(), 100, kHidden),
                            .out = MatrixView<float>(out.data(), 100, kHidden)};

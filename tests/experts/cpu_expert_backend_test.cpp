@@ -15,11 +15,9 @@ std::vector<ExpertBackendContractParam> CpuBackends() {
   all.push_back(&ReferenceKernels());
   std::vector<ExpertBackendContractParam> params;
   for (const Kernels* kernels : all) {
-    params.push_back(
-        {"cpu_" + std::string(kernels->name()), [kernels](ThreadPool& pool, const ExpertBackendLimits& limits) {
-           return MakeCpuExpertBackend(*kernels, pool,
-                                       {.max_rows = limits.max_rows, .inner_width = limits.inner_width});
-         }});
+    params.push_back({"cpu_" + std::string(kernels->name()), [kernels](ThreadPool& pool, const CpuMlpLimits& limits) {
+                        return MakeCpuExpertBackend(*kernels, pool, limits);
+                      }});
   }
   return params;
 }
@@ -49,7 +47,7 @@ TEST(CpuExpertBackend, InstructionSetsGiveTheSameBits) {
       std::vector<float> expected;
       for (const Kernels* kernels : AvailableSimdKernels()) {
         Rows rows;
-        MakeCpuExpertBackend(*kernels, pool, {.max_rows = 23, .inner_width = 200})->Run(layer, rows.grouped());
+        MakeCpuExpertBackend(*kernels, pool, Limits(23, 100, type))->Run(layer, rows.grouped());
         if (expected.empty()) expected = rows.out;
         EXPECT_TRUE(SameBits(rows.out, expected)) << kernels->name();
       }
@@ -59,35 +57,24 @@ TEST(CpuExpertBackend, InstructionSetsGiveTheSameBits) {
 
 TEST(CpuExpertBackend, IsCalledCpu) {
   ThreadPool pool(1);
-  EXPECT_EQ(MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = 1, .inner_width = 1})->device(), "cpu");
-}
-
-TEST(CpuExpertBackend, AnExpertWithoutAGateNeedsHalfTheRoom) {
-  const ExpertShard::Layer layer = MakeExpertLayer(
-      {.hidden = Rows::kHidden, .slots = 3, .mlp = {.intermediate = 44, .activation = Activation::kRelu}});
-  ThreadPool pool(1);
-  Rows narrow;
-  MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = 23, .inner_width = 44})->Run(layer, narrow.grouped());
-  Rows wide;
-  MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = 23, .inner_width = 88})->Run(layer, wide.grouped());
-  EXPECT_TRUE(SameBits(narrow.out, wide.out));
+  EXPECT_EQ(MakeCpuExpertBackend(SimdKernels(), pool, Limits(1, 1))->device(), "cpu");
 }
 
 TEST(CpuExpertBackendDeathTest, RefusesRowsThatDoNotFit) {
   const ExpertShard::Layer layer = MakeExpertLayer({.hidden = Rows::kHidden, .slots = 3, .mlp = {.intermediate = 44}});
   ThreadPool pool(1);
   Rows rows;
-  const auto small = MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = 22, .inner_width = 88});
-  EXPECT_DEATH(small->Run(layer, rows.grouped()), "broken invariant") << "a row more than max_rows";
-  const auto narrow = MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = 23, .inner_width = 87});
-  EXPECT_DEATH(narrow->Run(layer, rows.grouped()), "broken invariant") << "an expert wider than inner_width";
+  const auto small = MakeCpuExpertBackend(SimdKernels(), pool, Limits(22, 44));
+  EXPECT_DEATH(small->Run(layer, rows.grouped()), "broken invariant") << "a row more than the limit";
+  const auto narrow = MakeCpuExpertBackend(SimdKernels(), pool, Limits(23, 43));
+  EXPECT_DEATH(narrow->Run(layer, rows.grouped()), "broken invariant") << "an expert wider than the limit";
 }
 
 TEST(CpuExpertBackendDeathTest, RefusesOffsetsOfAnotherLayer) {
   const ExpertShard::Layer layer = MakeExpertLayer({.hidden = Rows::kHidden, .slots = 2, .mlp = {.intermediate = 44}});
   ThreadPool pool(1);
   Rows rows;
-  const auto backend = MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = 23, .inner_width = 88});
+  const auto backend = MakeCpuExpertBackend(SimdKernels(), pool, Limits(23, 44));
   EXPECT_DEATH(backend->Run(layer, rows.grouped()), "broken invariant") << "three slots for a layer of two";
 }
 

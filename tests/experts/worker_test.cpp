@@ -97,7 +97,8 @@ class WorkerTest : public ::testing::Test {
  protected:
   explicit WorkerTest(const std::string& golden = "mixtral", const Placement& placement = TestPlacement())
       : pool_(1), shard_(LoadShard(golden, placement, pool_)), hidden_(shard_.Find(kLayer)->weights[0].down.rows()) {
-    reference_ = MakeCpuExpertBackend(SimdKernels(), pool_, {.max_rows = 1, .inner_width = 88});
+    reference_ =
+        MakeCpuExpertBackend(SimdKernels(), pool_, {.rows = 1, .mlps = 8, .hidden = hidden_, .intermediate = 64});
   }
   ~WorkerTest() override { (void)Stop(); }
 
@@ -108,7 +109,8 @@ class WorkerTest : public ::testing::Test {
     exchange_ = router(0).MakeExchange();
     thread_ = std::thread([this, failure, endpoint = std::move(ends.workers[0])]() mutable {
       ThreadPool pool(2);
-      const auto backend = MakeCpuExpertBackend(SimdKernels(), pool, {.max_rows = kMaxPairs, .inner_width = 88});
+      const auto backend = MakeCpuExpertBackend(SimdKernels(), pool,
+                                                {.rows = kMaxPairs, .mlps = 8, .hidden = hidden_, .intermediate = 64});
       Worker worker({.hidden = hidden_, .max_pairs = kMaxPairs}, description_, shard_, *backend, totals_,
                     [this](const DispatchFigures& figures) { observed_.push_back(figures); });
       result_ = failure.ok() ? worker.Run(*endpoint) : ServeFailure(*endpoint, failure);

@@ -37,7 +37,9 @@ class Case {
   /// All of y with its gaps.
   std::vector<float> Run(const Kernels& kernels, std::size_t panel_begin, std::size_t panel_end) const {
     std::vector<float> y(shape_.rows * (shape_.n + gap_), kUntouched);
-    kernels.MatMulPanels(x(), packed_, panel_begin, panel_end, View(y));
+    const std::size_t begin = std::min(panel_begin * PackedMatrix::kPanelWidth, shape_.n);
+    kernels.MatMulPanels(x(), packed_, panel_begin, panel_end,
+                         View(y).Columns(begin, packed_.Outputs(panel_begin, panel_end)));
     return y;
   }
   std::vector<float> Run(const Kernels& kernels) const { return Run(kernels, 0, packed_.panels()); }

@@ -38,6 +38,8 @@ float Rounded(float value, WeightType type) {
     case WeightType::kF32: return value;
     case WeightType::kBf16: return Bf16ToF32(F32ToBf16(value));
     case WeightType::kF16: return F16ToF32(F32ToF16(value));
+    case WeightType::kInt8:
+    case WeightType::kInt4: break;
   }
   return 0;
 }

@@ -99,11 +99,12 @@ void ExpectRandomRounded(const Format& format, Widen widen, Narrow narrow) {
 }
 
 TEST(WeightType, NamesRoundTrip) {
-  for (const WeightType type : {WeightType::kF32, WeightType::kBf16, WeightType::kF16}) {
+  for (const WeightType type :
+       {WeightType::kF32, WeightType::kBf16, WeightType::kF16, WeightType::kInt8, WeightType::kInt4}) {
     EXPECT_EQ(ParseWeightType(Name(type)), type);
   }
   EXPECT_EQ(Name(WeightType::kBf16), "bf16");
-  EXPECT_EQ(ParseWeightType("int8"), std::nullopt);
+  EXPECT_EQ(ParseWeightType("int9"), std::nullopt);
 }
 
 TEST(WeightType, Bf16WidensExactlyAndComesBack) { ExpectWideningExactAndReversible(kBf16, Bf16ToF32, F32ToBf16); }

@@ -40,10 +40,8 @@ struct HeldCount {
   }
   void Add(ModelPart part, const std::vector<float>& vector) { of(part) += vector.size(); }
   void Add(ModelPart part, const MlpWeights& mlp) {
-    Add(part, mlp.gate_up);
-    Add(part, mlp.down);
-    Add(part, mlp.gate_up_bias);
-    Add(part, mlp.down_bias);
+    for (const PackedMatrix* matrix : {&mlp.gate, &mlp.up, &mlp.down}) Add(part, *matrix);
+    for (const std::vector<float>* bias : {&mlp.gate_bias, &mlp.up_bias, &mlp.down_bias}) Add(part, *bias);
   }
   void AddPadding(ModelPart part, const PackedMatrix& matrix) {
     const std::size_t rows = (matrix.rows() + 15) / 16 * 16 - matrix.rows();
@@ -88,7 +86,7 @@ void CountLayer(const LayerWeights& layer, bool sparse, HeldCount& held) {
 HeldCount CountHeld(const ModelConfig& config, const WholeModel& model) {
   HeldCount held;
   const DenseWeights& dense = model.dense;
-  held.of(ModelPart::kEmbedding) += dense.embedding.size() / BytesPerWeight(dense.type);
+  held.of(ModelPart::kEmbedding) += dense.embedding.size() / BytesPerWeight(dense.embedding_type);
   held.Add(ModelPart::kNorms, dense.encoder_norm);
   held.Add(ModelPart::kNorms, dense.final_norm);
   if (config.tied_embeddings) {
@@ -125,10 +123,8 @@ void AppendRaw(const PackedMatrix& matrix, std::string& out) {
   if (!matrix.empty()) AppendRaw(std::span(matrix.panel(0), matrix.bytes()), out);
 }
 void AppendRaw(const MlpWeights& mlp, std::string& out) {
-  AppendRaw(mlp.gate_up, out);
-  AppendRaw(mlp.down, out);
-  AppendRaw(mlp.gate_up_bias, out);
-  AppendRaw(mlp.down_bias, out);
+  for (const PackedMatrix* matrix : {&mlp.gate, &mlp.up, &mlp.down}) AppendRaw(*matrix, out);
+  for (const std::vector<float>* bias : {&mlp.gate_bias, &mlp.up_bias, &mlp.down_bias}) AppendRaw(*bias, out);
 }
 
 /// Every byte that is held.

@@ -50,6 +50,11 @@ Values Rows(const PackedMatrix& matrix, std::int64_t first, std::int64_t count) 
   return {all.begin() + first * cols, all.begin() + (first + count) * cols};
 }
 
+Values Joined(Values first, const Values& second) {
+  first.insert(first.end(), second.begin(), second.end());
+  return first;
+}
+
 Values Part(const Values& values, std::int64_t first, std::int64_t count) {
   MOE_CHECK(first + count <= std::ssize(values), "a tensor is larger than the vector that should hold it");
   return {values.begin() + first, values.begin() + first + count};
@@ -105,8 +110,8 @@ class Lister {
   }
   void GatedMlp(const std::string& name, ModelPart part, const MlpWeights& mlp, std::int64_t inner, bool bias,
                 const char* gate = "gate_proj", const char* up = "up_proj", const char* down = "down_proj") {
-    Projection(name + gate, part, mlp.gate_up, 0, inner, bias ? &mlp.gate_up_bias : nullptr);
-    Projection(name + up, part, mlp.gate_up, inner, inner, bias ? &mlp.gate_up_bias : nullptr);
+    Projection(name + gate, part, mlp.gate, 0, inner, bias ? &mlp.gate_bias : nullptr);
+    Projection(name + up, part, mlp.up, 0, inner, bias ? &mlp.up_bias : nullptr);
     Projection(name + down, part, mlp.down, 0, hidden_, bias ? &mlp.down_bias : nullptr);
   }
 
@@ -309,9 +314,7 @@ void Lister::FusedExperts(const std::string& gate_up, const std::string& down, c
   // Where output `o` of the file lies in memory: all gates, then all ups.
   const auto held_row = [&](std::int64_t o) { return interleaved ? o / 2 + (o % 2) * inner : o; };
   const auto same_row = [](std::int64_t o) { return o; };
-  const auto append = [&](const PackedMatrix& matrix, std::int64_t outputs, auto row_of, Values& values) {
-    const Values held = Unpack(matrix);
-    const auto inputs = static_cast<std::int64_t>(matrix.cols());
+  const auto append = [&](const Values& held, std::int64_t inputs, std::int64_t outputs, auto row_of, Values& values) {
     MOE_CHECK(outputs * inputs == std::ssize(held), gate_up);
     for (std::int64_t a = 0; a < (transposed ? inputs : outputs); ++a) {
       for (std::int64_t b = 0; b < (transposed ? outputs : inputs); ++b) {
@@ -325,12 +328,11 @@ void Lister::FusedExperts(const std::string& gate_up, const std::string& down, c
   Values inner_biases;
   Values down_biases;
   for (const MlpWeights& expert : experts) {
-    append(expert.gate_up, 2 * inner, held_row, gates_ups);
-    append(expert.down, hidden_, same_row, downs);
+    append(Joined(Unpack(expert.gate), Unpack(expert.up)), hidden_, 2 * inner, held_row, gates_ups);
+    append(Unpack(expert.down), inner, hidden_, same_row, downs);
     if (!Is({"gpt_oss"})) continue;
-    for (std::int64_t o = 0; o < 2 * inner; ++o) {
-      inner_biases.push_back(expert.gate_up_bias[static_cast<std::size_t>(held_row(o))]);
-    }
+    const Values biases = Joined(expert.gate_bias, expert.up_bias);
+    for (std::int64_t o = 0; o < 2 * inner; ++o) inner_biases.push_back(biases[static_cast<std::size_t>(held_row(o))]);
     down_biases.insert(down_biases.end(), expert.down_bias.begin(), expert.down_bias.end());
   }
   const ModelPart part = ModelPart::kExperts;
@@ -389,7 +391,7 @@ void Lister::SwitchBlock(bool decoder, std::int64_t block, std::int64_t layer, b
   const std::int64_t inner = Int("d_ff");
   Norm(ffn + "layer_norm", weights.ffn_norm, hidden_);
   const auto mlp = [&](const std::string& name, ModelPart of, const MlpWeights& from) {
-    Projection(name + "wi", of, from.gate_up, 0, inner);
+    Projection(name + "wi", of, from.up, 0, inner);
     Projection(name + "wo", of, from.down, 0, hidden_);
   };
   if (!sparse) return mlp(ffn + "mlp.", ModelPart::kDenseFfn, weights.mlp);

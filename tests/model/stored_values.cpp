@@ -142,8 +142,8 @@ float ReadElement(const std::byte* at, WeightType type) {
 
 std::vector<float> EmbeddingOf(const DenseWeights& weights) {
   std::vector<float> values;
-  for (std::size_t at = 0; at < weights.embedding.size(); at += BytesPerWeight(weights.type)) {
-    values.push_back(ReadElement(weights.embedding.data() + at, weights.type));
+  for (std::size_t at = 0; at < weights.embedding.size(); at += BytesPerWeight(weights.embedding_type)) {
+    values.push_back(ReadElement(weights.embedding.data() + at, weights.embedding_type));
   }
   return values;
 }

@@ -49,13 +49,19 @@ class LoadedModel : public ::testing::TestWithParam<std::string> {
     }
     return values;
   }
+  static std::vector<float> Joined(std::vector<float> first, const std::vector<float>& second) {
+    first.insert(first.end(), second.begin(), second.end());
+    return first;
+  }
   void ExpectMatrix(const PackedMatrix& matrix, const std::vector<std::string>& names) const {
     EXPECT_EQ(matrix.empty() ? std::vector<float>() : Unpack(matrix), Joined(names)) << names.front();
   }
   void ExpectMlp(const MlpWeights& mlp, const std::string& gate, const std::string& up, const std::string& down) const {
-    ExpectMatrix(mlp.gate_up, {gate + ".weight", up + ".weight"});
+    ExpectMatrix(mlp.gate, {gate + ".weight"});
+    ExpectMatrix(mlp.up, {up + ".weight"});
     ExpectMatrix(mlp.down, {down + ".weight"});
-    EXPECT_EQ(mlp.gate_up_bias, Joined({gate + ".bias", up + ".bias"}));
+    EXPECT_EQ(mlp.gate_bias, Joined({gate + ".bias"}));
+    EXPECT_EQ(mlp.up_bias, Joined({up + ".bias"}));
     EXPECT_EQ(mlp.down_bias, Joined({down + ".bias"}));
   }
 
@@ -136,7 +142,8 @@ void LoadedModel::ExpectSwitchLayer(std::size_t index, const LayerWeights& layer
   const std::string ffn = block + (decoder ? "2." : "1.");
   EXPECT_EQ(layer.ffn_norm, Values(ffn + "layer_norm.weight"));
   ExpectMatrix(layer.gate, {ffn + "mlp.router.classifier.weight"});
-  ExpectMatrix(layer.mlp.gate_up, {ffn + "mlp.wi.weight"});
+  EXPECT_TRUE(layer.mlp.gate.empty());
+  ExpectMatrix(layer.mlp.up, {ffn + "mlp.wi.weight"});
   ExpectMatrix(layer.mlp.down, {ffn + "mlp.wo.weight"});
 }
 
@@ -144,7 +151,7 @@ TEST_P(LoadedModel, HasTheValuesOfItsFiles) {
   const bool switches = model_.config.has_encoder();
   const WeightType type = CheckTensors(model_.config, model_.checkpoint)->exact_type;
   const DenseWeights weights = LoadDense(model_, type);
-  EXPECT_EQ(weights.type, type);
+  EXPECT_EQ(weights.embedding_type, type);
   const std::string table = switches ? "shared.weight" : "model.embed_tokens.weight";
   EXPECT_EQ(EmbeddingOf(weights), Values(table));
   ExpectMatrix(weights.head, {model_.config.tied_embeddings ? table : "lm_head.weight"});
@@ -158,7 +165,7 @@ TEST_P(LoadedModel, HasTheValuesOfItsFiles) {
     switches ? ExpectSwitchLayer(i, weights.layers[i]) : ExpectDecoderLayer(i, weights.layers[i]);
     const auto& moe = model_.config.layers[i].moe;
     EXPECT_EQ(weights.layers[i].gate.empty(), !moe.has_value());
-    EXPECT_EQ(weights.layers[i].mlp.gate_up.empty(), moe.has_value() && !moe->shared.has_value());
+    EXPECT_EQ(weights.layers[i].mlp.up.empty(), moe.has_value() && !moe->shared.has_value());
     if (!moe) continue;
     EXPECT_EQ(weights.layers[i].gate.type(), WeightType::kF32) << "whatever the others are";
   }
@@ -226,9 +233,10 @@ TEST_P(LoadedModel, HasExpertsWithTheValuesOfItsFiles) {
       const Result<MlpWeights> weights = LoadExpertWeights(model_.config, model_.checkpoint, layer, expert, type);
       ASSERT_TRUE(weights.ok()) << weights.status().message();
       const StoredExpert stored = Expert(static_cast<std::size_t>(layer), static_cast<std::size_t>(expert));
-      EXPECT_EQ(Unpack(weights->gate_up), stored.gate_up) << "layer " << layer << ", expert " << expert;
+      EXPECT_EQ(Joined(Unpack(weights->gate), Unpack(weights->up)), stored.gate_up)
+          << "layer " << layer << ", expert " << expert;
       EXPECT_EQ(Unpack(weights->down), stored.down);
-      EXPECT_EQ(weights->gate_up_bias, stored.gate_up_bias);
+      EXPECT_EQ(Joined(weights->gate_bias, weights->up_bias), stored.gate_up_bias);
       EXPECT_EQ(weights->down_bias, stored.down_bias);
       EXPECT_EQ(weights->parameters(), CountParameters(model_.config).parameters_each[static_cast<std::size_t>(layer)]);
     }

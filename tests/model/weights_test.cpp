@@ -56,7 +56,7 @@ TEST(LoadDenseWeights, DoesNotDependOnThreads) {
   EXPECT_EQ(one.embedding, four.embedding);
   for (std::size_t i = 0; i < one.layers.size(); ++i) {
     EXPECT_EQ(Unpack(one.layers[i].attention.projection), Unpack(four.layers[i].attention.projection));
-    EXPECT_EQ(Unpack(one.layers[i].mlp.gate_up), Unpack(four.layers[i].mlp.gate_up));
+    EXPECT_EQ(Unpack(one.layers[i].mlp.up), Unpack(four.layers[i].mlp.up));
   }
 }
 
@@ -109,7 +109,8 @@ TEST(LoadDenseWeights, LoadsBiases) {
       layer.attention.projection_bias,
       StoredValues(files.folder(), {attention + "q_proj.bias", attention + "k_proj.bias", attention + "v_proj.bias"}));
   EXPECT_EQ(layer.attention.out_bias, StoredValues(files.folder(), attention + "o_proj.bias"));
-  EXPECT_EQ(layer.mlp.gate_up_bias, StoredValues(files.folder(), {mlp + "gate_proj.bias", mlp + "up_proj.bias"}));
+  EXPECT_EQ(layer.mlp.gate_bias, StoredValues(files.folder(), mlp + "gate_proj.bias"));
+  EXPECT_EQ(layer.mlp.up_bias, StoredValues(files.folder(), mlp + "up_proj.bias"));
   EXPECT_EQ(layer.mlp.down_bias, StoredValues(files.folder(), mlp + "down_proj.bias"));
   EXPECT_EQ(layer.mlp.parameters(), 3u * 3 * 4 + 2 * 3 + 4);
 }

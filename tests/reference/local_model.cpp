@@ -68,7 +68,7 @@ void Multiply(const Kernels& kernels, const PackedMatrix& w, std::span<const flo
               std::span<float> y) {
   const MatrixView<float> out(y.data(), 1, y.size());
   kernels.MatMulPanels({x.data(), 1, x.size()}, w, 0, w.panels(), out);
-  AddPanelBias(kernels, bias, 0, w.panels(), out);
+  AddPanelBias(kernels, bias, 0, out);
 }
 
 }  // namespace
@@ -191,10 +191,12 @@ void LocalModel::AddExperts(std::size_t layer, MatrixView<const float> in, const
 void LocalModel::RunExpert(std::size_t layer, std::size_t expert, std::span<const float> in, std::span<float> out) {
   const MlpWeights& weights = experts_[layer][expert];
   const MlpSpec& mlp = config_.layers[layer].moe->expert;
-  std::vector<float> inner(weights.gate_up.rows());
-  Multiply(kernels_, weights.gate_up, weights.gate_up_bias, in, inner);
-  Activate(mlp, kernels_, inner);
-  Multiply(kernels_, weights.down, weights.down_bias, std::span(inner).first(weights.down.cols()), out);
+  std::vector<float> up(weights.up.rows());
+  Multiply(kernels_, weights.up, weights.up_bias, in, up);
+  std::vector<float> inner = up;
+  if (mlp.gated()) Multiply(kernels_, weights.gate, weights.gate_bias, in, inner);
+  Activate(mlp, kernels_, inner, mlp.gated() ? std::span<const float>(up) : std::span<const float>());
+  Multiply(kernels_, weights.down, weights.down_bias, inner, out);
 }
 
 StepTrace LocalModel::Prefill(Sequence& sequence, std::span<const std::uint32_t> tokens, std::size_t chunk) {

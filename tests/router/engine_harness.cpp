@@ -36,7 +36,7 @@ Placement MakePlacement(const HarnessOptions& options, const ModelConfig& config
 std::size_t WidestExpert(const ModelConfig& config) {
   int widest = 0;
   for (const LayerSpec& layer : config.layers)
-    if (layer.moe) widest = std::max(widest, layer.moe->expert.inner_width());
+    if (layer.moe) widest = std::max(widest, layer.moe->expert.intermediate);
   return static_cast<std::size_t>(widest);
 }
 
@@ -92,7 +92,11 @@ struct EngineHarness::WorkerSide {
                                      harness.weight_type_, pool))),
         max_pairs(harness.exchange_options_.max_tokens * harness.exchange_options_.experts_per_token),
         backend(MakeCpuExpertBackend(SimdKernels(), pool,
-                                     {.max_rows = max_pairs, .inner_width = WidestExpert(harness.config_)})),
+                                     {.rows = max_pairs,
+                                      .mlps = shard.most_slots(),
+                                      .hidden = harness.exchange_options_.hidden,
+                                      .intermediate = WidestExpert(harness.config_),
+                                      .type = harness.weight_type_})),
         loop({.hidden = harness.exchange_options_.hidden, .max_pairs = max_pairs}, description, shard, *backend,
              totals),
         endpoint(std::move(end)),

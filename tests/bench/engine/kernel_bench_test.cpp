@@ -38,6 +38,16 @@ class WrongKernels final : public Kernels {
     right_.MatMulPanels(x, w, begin, end, y);
     y(y.rows() - 1, 0) += product_error;
   }
+  void MatMulPanels(const QuantizedView& x, const PackedMatrix& w, std::size_t begin, std::size_t end,
+                    MatrixView<float> y) const override {
+    right_.MatMulPanels(x, w, begin, end, y);
+    y(y.rows() - 1, 0) += product_error;
+  }
+  void QuantizeRow(std::span<const float> x, std::size_t group, const QuantizedGroups& out) const override {
+    right_.QuantizeRow(x, group, out);
+  }
+  void QuantizeWeights(const WeightView&, WeightType, std::span<std::uint8_t>,
+                       std::span<std::uint16_t>) const override {}
   void Attention(const AttentionTask& task) const override {
     right_.Attention(task);
     task.out(task.out.rows() - 1, task.out.cols() - 1) += attention_error;
