@@ -2,6 +2,8 @@
 
 #include <sys/mman.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 
 namespace moe {
@@ -10,6 +12,10 @@ namespace {
 // Below this the allocator serves memory from its arenas; above it, whole mappings, which are zero already and whose
 // pages appear where they are first touched.
 constexpr std::size_t kMapFrom = std::size_t{2} << 20;
+
+constexpr std::size_t kHugePage = std::size_t{2} << 20;  // of x86-64, and of AArch64 with pages of 4 KiB
+
+constexpr std::size_t MappedBytes(std::size_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kHugePage; }
 
 }  // namespace
 
@@ -20,9 +26,18 @@ void* AllocateAligned(std::size_t bytes) {
     std::memset(memory, 0, bytes);
     return memory;
   }
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  MOE_CHECK(memory != MAP_FAILED, "out of memory");
-  madvise(memory, bytes, MADV_HUGEPAGE);
+  // Whole huge pages from a huge page's boundary on: the kernel gives none for the rest, and the begin of a buffer of
+  // messages, sized for the largest, is what is used most.
+  const std::size_t size = MappedBytes(bytes);
+  void* reserved =
+      mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  MOE_CHECK(reserved != MAP_FAILED, "out of memory");
+  auto* const begin = static_cast<std::byte*>(reserved);
+  const std::size_t before = (kHugePage - reinterpret_cast<std::uintptr_t>(reserved) % kHugePage) % kHugePage;
+  std::byte* const memory = begin + before;
+  if (before > 0) munmap(begin, before);
+  munmap(memory + size, kHugePage - before);
+  madvise(memory, size, MADV_HUGEPAGE);
   return memory;
 }
 
@@ -31,7 +46,7 @@ void FreeAligned(void* memory, std::size_t bytes) {
   if (bytes < kMapFrom) {
     std::free(memory);
   } else {
-    munmap(memory, bytes);
+    munmap(memory, MappedBytes(bytes));
   }
 }
 
