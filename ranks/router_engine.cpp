@@ -26,7 +26,8 @@ Result<LoadedWeights> LoadRouter(const RankSetup& setup, ThreadPool& pool, Trans
 
 RouterEngine::RouterEngine(Options options, const RankSetup& setup, ThreadPool& pool, Transport& transport,
                            LoadedWeights weights, ExchangeObserver* observer)
-    : workers_(std::move(weights.workers)),
+    : pool_(pool),
+      workers_(std::move(weights.workers)),
       dense_parameters_(weights.dense.parameters),
       dense_bytes_(weights.dense.bytes),
       backend_(MakeCpuDenseBackend(setup.config, std::move(weights.dense), SimdKernels(), pool,

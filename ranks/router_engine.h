@@ -42,12 +42,15 @@ class RouterEngine {
 
   Engine& engine() { return *engine_; }
   KvCache& cache() { return backend_->cache(); }
+  /// What this rank computes with.
+  const ThreadPool& pool() const { return pool_; }
   const std::vector<WorkerDescription>& workers() const { return workers_; }
   /// Of the dense part; bytes as held in memory.
   std::uint64_t dense_parameters() const { return dense_parameters_; }
   std::uint64_t dense_bytes() const { return dense_bytes_; }
 
  private:
+  const ThreadPool& pool_;
   const std::vector<WorkerDescription> workers_;
   const std::uint64_t dense_parameters_;
   const std::uint64_t dense_bytes_;

@@ -148,12 +148,17 @@ Result<std::vector<EngineTestResult>> RunEngineBench(const EngineBenchOptions& o
     const Result<double> warm = measurement.Run(kWarmupSteps, warm_up);
     if (!warm.ok()) return warm.status();
     EngineTestResult& result = results.emplace_back(EngineTestResult{.test = test});
+    const ThreadPool::Usage before = router.pool().usage();
     for (std::size_t i = 0; i < options.repetitions; ++i) {
       MOE_ASSIGN_OR_RETURN(const double seconds,
                            measurement.Run(std::numeric_limits<std::uint64_t>::max(), result.work));
       result.tokens_per_s.push_back(static_cast<double>(test.tokens * test.batch) / seconds);
       result.seconds += seconds;
     }
+    const ThreadPool::Usage after = router.pool().usage();
+    result.usage = {.loops = after.loops - before.loops,
+                    .loop_time = after.loop_time - before.loop_time,
+                    .busy = after.busy - before.busy};
   }
   return results;
 }

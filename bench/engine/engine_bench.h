@@ -10,7 +10,9 @@
 
 #include "bench/engine/roofs.h"
 #include "bench/engine/step_work.h"
+#include "core/clock.h"
 #include "core/status.h"
+#include "core/thread_pool.h"
 #include "ranks/rank_setup.h"
 #include "ranks/router_engine.h"
 
@@ -47,6 +49,7 @@ struct EngineTestResult {
   std::vector<double> tokens_per_s;  // of each repetition
   double seconds = 0;                // of all repetitions
   Work work;                         // of all repetitions
+  ThreadPool::Usage usage;           // of the pool, of all repetitions
 
   double mean_tokens_per_s() const;
   double stddev_tokens_per_s() const;  // of the population
@@ -54,6 +57,10 @@ struct EngineTestResult {
   double bytes_per_token() const { return work.bytes() / static_cast<double>(work.rows); }
   double s_mbu(const Roofs& roofs) const { return work.bytes() / seconds / roofs.read_bandwidth_bytes_per_s; }
   double s_mfu(const Roofs& roofs) const { return work.operations / seconds / roofs.peak_flops; }
+  /// Of the time of `threads` threads, the share outside the items of parallel loops.
+  double idle_share(int threads) const { return 1 - Seconds(usage.busy) / (threads * seconds); }
+  /// The same of the time that parallel loops take: threads that have no item, or no item any more.
+  double straggler_share(int threads) const { return 1 - Seconds(usage.busy) / (threads * Seconds(usage.loop_time)); }
 };
 
 /// Runs every test: a short warm-up, then the repetitions. `starting` is told of each test before it runs.

@@ -79,6 +79,19 @@ TEST(RunEngineBench, SequencesHaveTokensOfTheirOwn) {
   EXPECT_GT(distinct, 4);  // 2, were all tokens the same; 7.2, were routing uniform
 }
 
+TEST(RunEngineBench, KnowsHowLongThreadsWereBusy) {
+  RankOptions rank = Model("eight-languages-moe");
+  rank.threads = 2;
+  const auto results = Measure(rank, {.prompt_lengths = {32}, .generated = {}, .batches = {2}, .repetitions = 1});
+  const EngineTestResult& result = results[0];
+  EXPECT_GT(result.usage.loops, 0u);
+  EXPECT_GT(result.usage.busy, std::chrono::nanoseconds(0));
+  EXPECT_LE(Seconds(result.usage.loop_time), result.seconds);
+  EXPECT_GE(result.straggler_share(2), 0);
+  EXPECT_GE(result.idle_share(2), result.straggler_share(2));
+  EXPECT_LT(result.idle_share(2), 1);
+}
+
 TEST(RunEngineBench, RunsModelsWithoutExperts) {
   const auto results = Measure(Model("eight-languages-dense"),
                                {.prompt_lengths = {4}, .generated = {3}, .batches = {2}, .repetitions = 1});
@@ -168,8 +181,10 @@ TEST(EngineResultsJson, HasThePromisedKeysAndFigures) {
                          {"ranks", 3},
                          {"transport", "mpi"},
                          {"model", "m"},
-                         {"s_mbu", 0.2},  // 800 bytes in 4 s of 1000 a second
-                         {"s_mfu", 0.1},  // 2000 operations in 4 s of 5000 a second
+                         {"s_mbu", 0.2},           // 800 bytes in 4 s of 1000 a second
+                         {"s_mfu", 0.1},           // 2000 operations in 4 s of 5000 a second
+                         {"idle_share", nullptr},  // nobody counted the other ranks' threads
+                         {"straggler_share", nullptr},
                          {"bytes_per_token", 20.0},
                          {"distinct_experts", 3.0},
                          {"repetitions", {8.0, 12.0}}};
@@ -184,11 +199,26 @@ TEST(EngineResultsJson, SaysNullWhereThereIsNoFigure) {
   for (const char* key : {"s_mbu", "s_mfu", "distinct_experts"}) EXPECT_TRUE(result[key].is_null()) << key;
 }
 
+TEST(EngineResultsJson, HasTheIdleSharesOfOneProcess) {
+  EngineBenchContext context = SomeContext();
+  context.ranks = 1;
+  EngineTestResult result = SomeResult();
+  result.usage = {.loops = 7, .loop_time = std::chrono::seconds(3), .busy = std::chrono::milliseconds(4500)};
+  const json shares = json::parse(EngineResultsJson({result}, context))[0];
+  EXPECT_EQ(shares["idle_share"], 1 - 4.5 / 8);       // two threads for 4 s
+  EXPECT_EQ(shares["straggler_share"], 1 - 4.5 / 6);  // two threads for the 3 s of loops
+  EXPECT_THAT(EngineTable({result}, context), testing::HasSubstr(" 43.8%      25.0%\n"));
+  result.usage = {};
+  const json none = json::parse(EngineResultsJson({result}, context))[0];
+  EXPECT_EQ(none["idle_share"], 1.0);
+  EXPECT_TRUE(none["straggler_share"].is_null());
+}
+
 TEST(EngineTable, ShowsSpeedsBesideTheRoofs) {
   const std::string table = EngineTable({SomeResult()}, SomeContext());
   EXPECT_THAT(table, testing::MatchesRegex("m, bf16, 3 rank\\(s\\) of 2 thread\\(s\\), mpi\n(.|\n)*"));
-  EXPECT_THAT(table,
-              testing::MatchesRegex("(.|\n)*tg10 +2 +10\\.0 \\+- 2\\.0 +200\\.000 +0\\.0 +3\\.00 +20\\.0% +10\\.0%\n"));
+  EXPECT_THAT(table, testing::MatchesRegex(
+                         "(.|\n)*tg10 +2 +10\\.0 \\+- 2\\.0 +200\\.000 +0\\.0 +3\\.00 +20\\.0% +10\\.0% +- +-\n"));
 }
 
 }  // namespace
