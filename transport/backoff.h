@@ -14,7 +14,7 @@
 namespace moe {
 
 struct BackoffOptions {
-  std::chrono::nanoseconds spin{0};  // 0 where ranks outnumber processors: a spinner takes time from who computes
+  std::chrono::nanoseconds spin{0};  // short where ranks outnumber processors: a spinner takes time from who computes
   int yields = 0;
   std::chrono::nanoseconds first_sleep = std::chrono::microseconds(20);
   std::chrono::nanoseconds active_sleep = std::chrono::microseconds(50);

@@ -127,11 +127,15 @@ BackoffOptions MpiWorld::Waiting(Rank sender) const {
   using std::chrono::microseconds;
   using std::chrono::milliseconds;
   BackoffOptions options;
-  if (!oversubscribed_) options.spin = microseconds(20);
+  // Waking a sleeper takes 15–30 µs where its processor has gone idle, as much as 256 KiB from rank to rank: a wait
+  // that outlasts the spin then takes a fifth more at most. Where ranks outnumber processors the spin is about one such
+  // wake-up, which is what sleeping would have cost too; MPI's progress itself gives way then, each time it finds
+  // nothing (mpi_yield_when_idle).
+  options.spin = oversubscribed_ ? microseconds(20) : microseconds(100);
   if (bell(sender) != nullptr) {
     // The ring ends the sleep. Polls are for the steps of a long message that ring nothing: there are none where the
     // kernel lets ranks read each other's memory, so they may be rare; idle_sleep bounds what a lost step could cost.
-    // No yields: where ranks outnumber processors a yielding rank takes turns with those that compute.
+    // No yields after the spin: where ranks outnumber processors a yielding rank takes turns with those that compute.
     options.first_sleep = microseconds(200);
     options.active_sleep = milliseconds(1);
     options.idle_sleep = milliseconds(20);

@@ -42,7 +42,7 @@ class MpiWorld {
   /// This rank's place among the ranks of its machine, and their number.
   int node_local_rank() const { return node_local_rank_; }
   int node_local_size() const { return node_local_size_; }
-  /// Whether this machine has fewer processors for us than ranks: then nobody spins.
+  /// Whether this machine has fewer processors for us than ranks: then nobody spins for long.
   bool oversubscribed() const { return oversubscribed_; }
 
   /// Every rank's `text`, on rank 0 (by rank); empty elsewhere.
