@@ -9,5 +9,6 @@ BenchCommand AddLoadCommand(CLI::App& app);
 BenchCommand AddEngineCommand(CLI::App& app);
 BenchCommand AddKernelsCommand(CLI::App& app);
 BenchCommand AddQualityCommand(CLI::App& app);
+BenchCommand AddTransportCommand(CLI::App& app);
 
 }  // namespace moe

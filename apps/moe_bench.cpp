@@ -26,10 +26,11 @@ int Main(int argc, char** argv) {
       "  moe_bench load --server 127.0.0.1:50051 --num-requests 200 --request-rate 20\n"
       "  moe_bench engine --model models/eight-languages-moe\n"
       "  moe_bench kernels --models olmoe-1b-7b\n"
-      "  moe_bench quality --model models/eight-languages-moe --text models/held-out.txt");
+      "  moe_bench quality --model models/eight-languages-moe --text models/held-out.txt\n"
+      "  mpirun --oversubscribe --bind-to none -n 8 moe_bench transport --exchange-type bf16");
 
   const std::vector<BenchCommand> commands = {AddLoadCommand(app), AddEngineCommand(app), AddKernelsCommand(app),
-                                              AddQualityCommand(app)};
+                                              AddQualityCommand(app), AddTransportCommand(app)};
 
   try {
     app.parse(argc, argv);

@@ -1,4 +1,4 @@
-// moe_bench engine, kernels and quality as programs, with a tiny load: exit codes, JSON, held-out loss.
+// moe_bench engine, kernels, quality and transport as programs, with a tiny load: exit codes, JSON, held-out loss.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -142,6 +142,13 @@ TEST_F(Program, CommandsRefuseBadUsageInOneSentence) {
       {Cat("engine --model ", model, " --placement diagonal"), "diagonal"},
       {Cat("engine --model ", model, " --output /nonexistent/x"), "/nonexistent/x"},
       {Cat("engine --model ", model, " --config ", folder_, "/bad.toml"), "repetition"},
+      {"transport --rows 0", "--rows 0"},
+      {"transport --rows 4000000000", "--rows 4000000000"},
+      {"transport --hidden 0", "--hidden is 0"},
+      {"transport --exchange-type f17", "f17"},
+      {"transport --workers 0", "--workers"},
+      {"transport --repetitions 0", "--repetitions is 0"},
+      {"transport --output /nonexistent/x", "/nonexistent/x"},
       {"kernels --rows 0", "--rows 0"},
       {"kernels --models gpt-5", "gpt-5 is unknown"},
       {"kernels --weight-types int3", "int3 is unknown"},
@@ -162,6 +169,27 @@ TEST_F(Program, CommandsRefuseBadUsageInOneSentence) {
     EXPECT_THAT(run.err, HasSubstr(expected)) << arguments;
     EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;
   }
+}
+
+TEST_F(Program, TransportWritesTheEnvelope) {
+  const Outcome run =
+      Run("transport --rows 1,5 --hidden 16 --exchange-type bf16 --workers 2 --repetitions 2 --exchanges 3 --json");
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(run.err, "");
+  const json report = json::parse(run.out);
+  EXPECT_EQ(report["kind"], "transport");
+  EXPECT_EQ(report["config"]["rows"], "1,5");
+  EXPECT_EQ(report["config"]["exchange_type"], "bf16");
+  const json& results = report["results"];
+  ASSERT_EQ(results.size(), 2u);
+  EXPECT_EQ(results[1]["rows"], 5);
+  EXPECT_EQ(results[1]["transport"], "inprocess");
+  EXPECT_EQ(results[1]["workers"], 2);
+  EXPECT_EQ(results[1]["exchange_type"], "bf16");
+  EXPECT_EQ(results[1]["exchanges"], 6);
+  EXPECT_GT(results[1]["seconds"]["p50"], 0);
+  EXPECT_EQ(results[1]["baselines"][0]["name"], "memcpy");
+  EXPECT_GT(results[1]["baselines"][0]["ratio"], 0);
 }
 
 TEST_F(Program, EngineTakesFlagsFromTheEnvironment) {

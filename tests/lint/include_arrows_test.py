@@ -11,6 +11,7 @@ import sources
 
 # The table of docs/architecture.md, and the only other copy of it. "proto/x" is the generated code of proto/moe/v1/x.
 _LOWER = {"core", "kernels", "model", "placement", "metrics", "rpc", "transport"}
+_ALL_BENCH = {"bench", "bench/plan", "bench/engine", "bench/transport"}
 _ALL_PROTO = {"proto/inference", "proto/cluster", "proto/worker"}
 ARROWS = {
     "core": set(),
@@ -25,10 +26,11 @@ ARROWS = {
     "ranks": _LOWER | {"experts", "router"},
     "bench": {"core", "model", "proto/inference", "proto/cluster"},  # bench_client
     "bench/plan": {"core", "kernels", "model", "placement"},
+    "bench/transport": {"core", "model", "transport", "bench"},  # what an exchange costs, whoever makes it
     "bench/engine": _LOWER | {"experts", "router", "ranks", "bench"} | _ALL_PROTO,
-    "apps": _LOWER | {"experts", "router", "ranks", "bench", "bench/plan", "bench/engine"} | _ALL_PROTO,
+    "apps": _ALL_BENCH | _LOWER | {"experts", "router", "ranks"} | _ALL_PROTO,
     "examples": {"proto/inference", "proto/cluster"},
-    "tests": _LOWER | {"experts", "router", "ranks", "bench", "bench/plan", "bench/engine", "tests"} | _ALL_PROTO,
+    "tests": _ALL_BENCH | _LOWER | {"experts", "router", "ranks", "tests"} | _ALL_PROTO,
 }
 
 # The gRPC transport has a service of its own; no other file of transport/ may know a message type.
@@ -57,7 +59,7 @@ _GENERATED = re.compile(r"moe/v1/(\w+?)(\.grpc)?\.pb\.h$")
 
 def folder_of(path: str) -> str:
     """The row of ARROWS that a path of the repository belongs to; its first folder when there is none."""
-    for part in ("bench/plan", "bench/engine"):
+    for part in ("bench/plan", "bench/engine", "bench/transport"):
         if path.startswith(part + "/"):
             return part
     return path.split("/")[0]
@@ -122,6 +124,7 @@ _BROKEN = [
     ("rpc/a.cpp", '#include "metrics/m.h"', "rpc/ may not include metrics/m.h"),
     ("bench/load.cpp", '#include "router/r.h"', "bench/ may not include router/r.h"),
     ("bench/plan/a.cpp", '#include "router/r.h"', "bench/plan/ may not include router/r.h"),
+    ("bench/transport/a.cpp", '#include "router/r.h"', "bench/transport/ may not include router/r.h"),
     ("router/a.cpp", '#include "bench/plan/p.h"', "router/ may not include bench/plan/p.h"),
     ("examples/a.cpp", '#include "core/c.h"', "examples/ may not include core/c.h"),
     ("core/a.cpp", '#include <model/m.h>', "core/ may not include model/m.h"),
@@ -149,6 +152,7 @@ _FINE = [
     ("metrics/a.cpp", "#include <prometheus/counter.h>"),
     ("bench/engine/a.cpp", '#include "router/r.h"'),
     ("bench/plan/a.cpp", '#include "model/m.h"'),
+    ("bench/transport/a.cpp", '#include "model/m.h"\n#include <mpi.h>'),
     ("apps/a.cpp", '#include "router/r.h"\n#include "experts/e.h"'),
     ("tests/router/a.h", '#include "experts/e.h"\n#include <grpcpp/grpcpp.h>'),
     ("core/a.cpp", '// #include "model/m.h"\n#include <vector>'),
