@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -83,6 +84,20 @@ TEST_F(PlanProgram, CountsAFolder) {
   const json params = Json("params " MOE_SOURCE_DIR "/tests/goldens/deepseek_v3_fp8");
   EXPECT_EQ(params["total"], golden["num_parameters"]);
   EXPECT_GT(params["checkpoint"]["scales"], 0);
+}
+
+TEST_F(PlanProgram, FoldersOfShapesAreThePublishedModelsOfTheirName) {
+  int shapes = 0;
+  for (const auto& folder : std::filesystem::directory_iterator(MOE_SOURCE_DIR "/models/shapes")) {
+    const std::string name = folder.path().filename();
+    const json from_folder = Json(Cat("params --model '", folder.path().string(), "'"));
+    const json published = Json("params " + name);
+    for (const char* key : {"name", "total", "active", "active_without_embedding", "by_part", "experts"})
+      EXPECT_EQ(from_folder[key], published[key]) << name << ": " << key;
+    ++shapes;
+  }
+  EXPECT_GE(shapes, 1);
+  EXPECT_EQ(Json("params " MOE_SOURCE_DIR "/models/shapes/olmoe-1b-7b")["total"], 6'919'161'856);
 }
 
 TEST_F(PlanProgram, ListsItsModels) {

@@ -69,6 +69,21 @@ class DummyTest(serving.ServingTest):
         with serving.running(serving.GOLDENS / name) as server:
             self.assertNotEqual([result.token_ids for result in server.generate(PROMPTS, NEW_TOKENS)], made_up[0])
 
+    def test_the_shape_of_olmoe_is_served(self):
+        """Two of its 16 layers: all would take 14 GB."""
+        shape = serving.MODELS / "shapes/olmoe-1b-7b"
+        model = self.config_only(json.loads((shape / "config.json").read_text()) | {"num_hidden_layers": 2})
+        with serving.running(model, 0, *DUMMY) as server:
+            description = server.model()
+            self.assertEqual((description.architecture, description.hidden_size, description.num_experts,
+                              description.experts_per_token, description.vocab_size, description.weight_type),
+                             ("OlmoeForCausalLM", 2048, 64, 8, 50304, "bf16"))
+            tokens = [result.token_ids for result in server.generate(PROMPTS, NEW_TOKENS)]
+        self.assertEqual([len(sequence) for sequence in tokens], [NEW_TOKENS] * len(PROMPTS))
+        outcome = serving.run(["--model", shape, *ADDRESSES])
+        self.assertEqual(outcome.exit_code, 1, outcome.stderr)
+        self.assertIn("safetensors", outcome.stderr)
+
     def test_without_it_a_folder_needs_weights(self):
         model = self.config_only(self.golden_config("mixtral"))
         outcome = serving.run(["--model", model, *ADDRESSES])
