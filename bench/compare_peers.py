@@ -43,7 +43,7 @@ def find_moe_bench(given: str | None) -> pathlib.Path:
     candidates = [given] if given else [ROOT / "build/release/bin/moe_bench", shutil.which("moe_bench")]
     for candidate in candidates:
         if candidate and os.access(candidate, os.X_OK) and pathlib.Path(candidate).is_file():
-            return pathlib.Path(candidate)
+            return pathlib.Path(candidate).resolve()
     raise UsageError(f"{given or 'moe_bench'} is not a program (build it, or name it with --moe-bench)")
 
 
@@ -266,7 +266,7 @@ def gguf_of(options: argparse.Namespace, shape: random_gguf.Shape) -> pathlib.Pa
         random_gguf.write(shape, path, kind, options.gguf_dense_type or kind, options.gguf_architecture, options.seed)
     if not path.is_file():
         raise UsageError(f"{path} is not a file")
-    return path
+    return path.resolve()
 
 
 def compare(options: argparse.Namespace) -> int:

@@ -56,7 +56,7 @@ class Peer:
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What is measured of a peer."""
-    gguf: pathlib.Path
+    gguf: pathlib.Path  # absolute, as all paths here: a peer runs in a folder of its own
     threads: int
     prompt_length: int
     generate: int
@@ -78,7 +78,7 @@ def find(specifications: list[str], more_options: dict[str, list[str]]) -> list[
             raise PeerError(f'--peer "{specification}" is not NAME=DIR of a folder with llama-bench (or bin/llama-bench)')
         found.append(_described(name, programs, more_options))
     if not specifications and shutil.which("llama-bench"):
-        programs = {program: pathlib.Path(path) for program in PROGRAMS if (path := shutil.which(program))}
+        programs = {program: pathlib.Path(path).resolve() for program in PROGRAMS if (path := shutil.which(program))}
         found.append(_described("llama.cpp", programs, more_options))
     return found
 
@@ -92,27 +92,33 @@ def _described(name: str, programs: dict[str, pathlib.Path], more_options: dict[
     options = {}
     for program, path in programs.items():
         # Some print it on stderr, some end with 1.
-        outcome = _outcome([path, "--help"], timeout=60)
+        with _somewhere() as folder:
+            outcome = _outcome([path, "--help"], 60, folder)
         text = outcome.stdout + outcome.stderr
         known = [option for option in wanted[program] if re.search(rf"(?<![\w-]){option[0]}(?![\w-])", text)]
         options[program] = tuple(word for option in known for word in option if word) + tuple(more_options.get(program, ()))
     return Peer(name, programs, options)
 
 
-def _outcome(command: list, timeout: float) -> subprocess.CompletedProcess:
+def _somewhere() -> tempfile.TemporaryDirectory:
+    """A folder to run in: some programs leave logs where they are started."""
+    return tempfile.TemporaryDirectory(prefix="moe-peer-", ignore_cleanup_errors=True)
+
+
+def _outcome(command: list, timeout: float, folder: str | None) -> subprocess.CompletedProcess:
     program = pathlib.Path(command[0]).name
     try:
         return subprocess.run(list(map(str, command)), capture_output=True, text=True, errors="replace", check=False,
-                              stdin=subprocess.DEVNULL, timeout=timeout)
+                              stdin=subprocess.DEVNULL, timeout=timeout, cwd=folder)
     except subprocess.TimeoutExpired:
         raise PeerError(f"{program} was not done after {timeout:g} s") from None
     except OSError as error:
         raise PeerError(f"{program} could not be started: {error.strerror}") from None
 
 
-def run(command: list, timeout: float) -> subprocess.CompletedProcess:
-    """PeerError with the last line of what it said when it fails."""
-    outcome = _outcome(command, timeout)
+def run(command: list, timeout: float, folder: str | None = None) -> subprocess.CompletedProcess:
+    """PeerError with the last line of what it said when it fails. Without `folder` it runs where the script does."""
+    outcome = _outcome(command, timeout, folder)
     if outcome.returncode != 0:
         raise PeerError(f"{pathlib.Path(command[0]).name} ended with {outcome.returncode}: "
                         f"{last_line(outcome.stderr) or last_line(outcome.stdout) or 'it said nothing'}")
@@ -134,8 +140,10 @@ def _positive(value: object, what: str) -> float:
 
 def bench(peer: Peer, plan: Plan) -> list[Sample]:
     generate = plan.generate if 1 in plan.batches else 0
-    outcome = run([peer.programs["llama-bench"], "-m", plan.gguf, "-t", plan.threads, "-p", plan.prompt_length,
-                   "-n", generate, "-r", plan.repetitions, "-o", "json", *peer.options["llama-bench"]], plan.timeout)
+    command = [peer.programs["llama-bench"], "-m", plan.gguf, "-t", plan.threads, "-p", plan.prompt_length, "-n", generate,
+               "-r", plan.repetitions, "-o", "json", *peer.options["llama-bench"]]
+    with _somewhere() as folder:
+        outcome = run(command, plan.timeout, folder)
     return parse_bench(outcome.stdout, plan.prompt_length, generate)
 
 
@@ -163,7 +171,8 @@ def batched_bench(peer: Peer, plan: Plan) -> list[Sample]:
     context = max(plan.batches) * (plan.generate + SERVER_SPARE_TOKENS)
     command = [peer.programs["llama-batched-bench"], "-m", plan.gguf, "-t", plan.threads, "-c", context, "-npp", 1,
                "-ntg", plan.generate, "-npl", ",".join(map(str, plan.batches)), *peer.options["llama-batched-bench"]]
-    outcome = run(command, plan.timeout)
+    with _somewhere() as folder:
+        outcome = run(command, plan.timeout, folder)
     return parse_batched_bench(outcome.stdout + "\n" + outcome.stderr, plan.generate, plan.batches)
 
 
@@ -249,9 +258,9 @@ def _running_server(peer: Peer, plan: Plan) -> Iterator[int]:
     port, slots = _free_port(), max(plan.batches)
     command = [peer.programs["llama-server"], "-m", plan.gguf, "-t", plan.threads, "--host", "127.0.0.1", "--port", port,
                "-np", slots, "-c", slots * (plan.generate + SERVER_SPARE_TOKENS), *peer.options["llama-server"]]
-    with tempfile.TemporaryFile("w+", errors="replace") as log:
+    with tempfile.TemporaryFile("w+", errors="replace") as log, _somewhere() as folder:
         try:
-            server = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            server = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder)
         except OSError as error:
             raise PeerError(f"llama-server could not be started: {error.strerror}") from None
         try:

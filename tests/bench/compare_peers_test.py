@@ -34,13 +34,13 @@ class ComparePeersTest(unittest.TestCase):
             path.write_text(f"#!/bin/sh\nexec /usr/bin/python3 -B '{FAKE}' {path.name} {fault} '{self.log}' \"$@\"\n")
             path.chmod(0o755)
 
-    def run_script(self, *arguments, peer: bool = True, path: str = "/usr/bin:/bin") -> subprocess.CompletedProcess:
+    def run_script(self, *arguments, peer: bool = True, path: str = "/usr/bin:/bin", where: pathlib.Path | None = None) -> subprocess.CompletedProcess:
         command = [SOURCE / "bench/compare_peers.py", "--model", self.model, "--moe-bench", self.folder / "moe_bench",
                    "--rounds", 1, "--generate", 8, "--prompt-length", 16, "--batches", "1,4"]
         if peer:
             command += ["--peer", f"fake.cpp={self.folder / 'peer'}", "--make-gguf", self.folder / "model.gguf"]
         return subprocess.run(list(map(str, [*command, *arguments])), capture_output=True, text=True, check=False,
-                              timeout=120, env=os.environ | {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"})
+                              timeout=120, cwd=where, env=os.environ | {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"})
 
     def measured(self, *arguments, exit_code: int = 0, **more) -> dict:
         run = self.run_script("--json", *arguments, **more)
@@ -195,6 +195,14 @@ class ComparePeersTest(unittest.TestCase):
         self.assertEqual(path.read_bytes()[:4], b"GGUF")
         self.measured()
         self.assertEqual(path.stat().st_mtime_ns, before)
+
+    def test_relative_paths_are_the_callers_and_nothing_is_left_there(self):
+        here = self.folder / "here"
+        here.mkdir()
+        run = self.run_script("--peer", "fake.cpp=../peer", "--make-gguf", "model.gguf", "--moe-bench", "../moe_bench",
+                              "--model", "../shape", peer=False, where=here)
+        self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
+        self.assertEqual([path.name for path in here.iterdir()], ["model.gguf"])
 
     def test_the_result_is_written_into_a_file(self):
         run = self.run_script("--output", self.folder / "result.json")

@@ -114,6 +114,12 @@ def main() -> None:
         sys.exit(PROGRAM == "llama-bench")
     with open(LOG, "a") as log:
         print(PROGRAM, *ARGUMENTS, file=log)
+    if PROGRAM != "moe_bench":
+        pathlib.Path("left-behind.log").touch()
+    elif not pathlib.Path(value("--model")).is_dir():
+        sys.exit(f"no folder {value('--model')}")
+    if "-m" in ARGUMENTS and not pathlib.Path(value("-m")).is_file():
+        sys.exit(f"no file {value('-m')}")
     short = PROGRAM.removeprefix("llama-")
     if FAULT == f"{short}-fails":
         print("starting", file=sys.stderr)
