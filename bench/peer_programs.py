@@ -20,6 +20,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
+import random_gguf
+
 PROGRAMS = ("llama-bench", "llama-server", "llama-batched-bench")
 # Repacked weights, fused experts, flash attention; no layers on a GPU.
 BENCH_OPTIONS = (("-rtr", "1"), ("-fmoe", "1"), ("-fa", "1"), ("-ngl", "0"))
@@ -27,8 +29,6 @@ BENCH_OPTIONS = (("-rtr", "1"), ("-fmoe", "1"), ("-fa", "1"), ("-ngl", "0"))
 COMMON_OPTIONS = (("-rtr", None), ("-fmoe", None), ("-fa", "on"), ("-ngl", "0"))
 SERVER_OPTIONS = COMMON_OPTIONS + (("-cram", "0"), ("--no-webui", None))
 SERVER_SPARE_TOKENS = 32  # of a sequence's context beyond what it generates
-# A GGUF of random_gguf.py has special tokens and single bytes below.
-FIRST_PLAIN_TOKEN = 259
 
 
 class PeerError(Exception):
@@ -230,7 +230,7 @@ def parse_completions(answers: object, generate: int, batch: int) -> Sample:
 
 def _complete(port: int, plan: Plan, batch: int, tokens: int, draw: random.Random) -> object:
     """One call with a prompt of one random token for each sequence, greedy: another choice would cost a sort."""
-    prompts = [[token] for token in draw.sample(range(FIRST_PLAIN_TOKEN, plan.vocabulary), batch)]
+    prompts = [[token] for token in draw.sample(range(random_gguf.FIRST_PLAIN_TOKEN, plan.vocabulary), batch)]
     body = {"prompt": prompts if batch > 1 else prompts[0], "n_predict": tokens, "ignore_eos": True, "temperature": 0,
             "cache_prompt": False, "stream": False}
     request = urllib.request.Request(f"http://127.0.0.1:{port}/completion", json.dumps(body).encode(),

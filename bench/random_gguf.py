@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 ALIGNMENT = 32  # the format's default, which needs no key
 POOL_BYTES = 8 << 20
+FIRST_PLAIN_TOKEN = 3 + 128  # below are special tokens and single bytes
 # Weights are about 2 to these. Matrices: what models are usually begun with (0.02). Embedding: as large as what a layer
 # adds, so that a state depends on its token more than on what all tokens of a sequence have in common.
 MATRIX_EXPONENT, EMBEDDING_EXPONENT = -6, 0
@@ -157,11 +158,11 @@ def key_values(shape: Shape, architecture: str) -> _KeyValues:
 
 
 def _add_vocabulary(pairs: _KeyValues, size: int) -> None:
-    """Made-up pieces: readers want some. Three special ones, the bytes (which SentencePiece vocabularies have), then a
-    number each, so that a text shows which tokens it is made of."""
+    """Made-up pieces: readers want some. Three special ones, the ASCII bytes (as SentencePiece vocabularies have, but
+    others could make a text that is not UTF-8), then a number each, so that a text shows which tokens it is made of."""
     normal, unknown, control, byte = 1, 2, 3, 6
     pieces = [("<unk>", unknown), ("<s>", control), ("</s>", control)]
-    pieces += [(f"<0x{value:02X}>", byte) for value in range(256)]
+    pieces += [(f"<0x{value:02X}>", byte) for value in range(FIRST_PLAIN_TOKEN - 3)]
     pieces = (pieces + [(f"\u2581{token}", normal) for token in range(len(pieces), size)])[:size]
     pairs.add("tokenizer.ggml.model", "llama")
     pairs.add_array("tokenizer.ggml.tokens", pairs.STRING, size, b"".join(packed(piece) for piece, _ in pieces))

@@ -122,7 +122,11 @@ class RandomGgufTest(unittest.TestCase):
             "attention.key_length": 32, "context_length": 128})
         for key in ("tokens", "scores", "token_type"):
             self.assertEqual(len(reader.pairs[f"tokenizer.ggml.{key}"]), 300)
-        self.assertEqual(len(set(reader.pairs["tokenizer.ggml.tokens"])), 300)
+        pieces = reader.pairs["tokenizer.ggml.tokens"]
+        self.assertEqual(len(set(pieces)), 300)
+        # Any of them in any order is a text; line ends are looked up by their byte.
+        self.assertEqual({piece for piece in pieces if piece.startswith("<0x")}, {f"<0x{byte:02X}>" for byte in range(128)})
+        self.assertEqual(pieces[random_gguf.FIRST_PLAIN_TOKEN], f"\u2581{random_gguf.FIRST_PLAIN_TOKEN}")
 
     def test_as_olmoe_norms_span_all_heads(self):
         tensors = Reader(self.written("q8_0", "q8_0", "olmoe")).tensors
