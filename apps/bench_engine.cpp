@@ -82,6 +82,7 @@ class EngineReport {
                          }));
     const EngineBenchContext context{.model = std::filesystem::canonical(flags_.rank.model).filename().string(),
                                      .weight_type = std::string(Name(setup.weight_types.mlps)),
+                                     .kv_type = std::string(Name(setup.kv_type)),
                                      .transport = std::string(transport),
                                      .threads = setup.threads,
                                      .ranks = setup.topology.ranks(),

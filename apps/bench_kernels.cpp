@@ -15,6 +15,7 @@ namespace {
 struct KernelFlags {
   KernelBenchOptions bench;
   std::vector<std::string> weight_types = {"f32", "bf16", "int8", "int4"};
+  std::vector<std::string> kv_types = {"f32", "bf16"};
   OutputFlags output;
 };
 
@@ -33,6 +34,7 @@ void AddKernelFlags(CLI::App& command, KernelFlags& flags) {
   list("--rows", bench.rows, "list of rows of a product");
   list("--contexts", bench.contexts, "list of positions that attention sees");
   list("--weight-types", flags.weight_types, "list of f32, bf16, f16, int8, int4");
+  list("--kv-types", flags.kv_types, "list of f32, bf16, of keys and values");
   list("--models", bench.models, "list of models whose shapes are taken; absent: all");
   command.add_option("--threads", bench.threads, "compute threads; 0: every processor")
       ->check(CLI::Range(0, 4096))
@@ -48,18 +50,24 @@ void AddKernelFlags(CLI::App& command, KernelFlags& flags) {
   command.footer(kKernelExamples);
 }
 
-Status ReadWeightTypes(KernelFlags& flags) {
+Status ReadTypes(KernelFlags& flags) {
   flags.bench.weight_types.clear();
   for (const std::string& name : flags.weight_types) {
     const std::optional<WeightType> type = ParseWeightType(name);
     if (!type) return InvalidArgument("--weight-types ", name, " is unknown (f32, bf16, f16, int8, int4)");
     flags.bench.weight_types.push_back(*type);
   }
+  flags.bench.kv_types.clear();
+  for (const std::string& name : flags.kv_types) {
+    const std::optional<KvType> type = ParseKvType(name);
+    if (!type) return InvalidArgument("--kv-types ", name, " is unknown (f32, bf16)");
+    flags.bench.kv_types.push_back(*type);
+  }
   return Status::Ok();
 }
 
 Result<int> Run(const CLI::App& command, KernelFlags& flags) {
-  MOE_RETURN_IF_ERROR(ReadWeightTypes(flags));
+  MOE_RETURN_IF_ERROR(ReadTypes(flags));
   MOE_RETURN_IF_ERROR(CheckKernelBench(flags.bench));
   MOE_RETURN_IF_ERROR(CheckOutput(flags.output));
   const std::string when = NowUtc();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "apps/bench_commands.h"
+#include "apps/rank_flags.h"
 #include "bench/engine/quality.h"
 #include "core/text.h"
 #include "model/json.h"
@@ -46,6 +47,8 @@ void AddQualityFlags(CLI::App& command, QualityFlags& flags) {
                   "list of types to hold weights in: auto (as stored), f32, bf16, f16")
       ->delimiter(',')
       ->capture_default_str();
+  FlagAdder add(command);
+  AddKvTypeFlag(add, options.rank.kv_type);
   command.add_option("--tasks", flags.tasks, "tasks with language, prompt and answer, a JSON object a line")
       ->check(CLI::ExistingFile);
   command.add_option("--max-tasks", flags.max_tasks, "the first so many only; 0: all")->capture_default_str();
@@ -98,8 +101,8 @@ int Quality(const CLI::App& command, QualityFlags& flags) {
 }  // namespace
 
 BenchCommand AddQualityCommand(CLI::App& app) {
-  CLI::App* command =
-      app.add_subcommand("quality", "Held-out loss, what a smaller weight type costs of it, and tasks answered.");
+  CLI::App* command = app.add_subcommand(
+      "quality", "Held-out loss, what smaller types of weights and cache cost of it, and tasks answered.");
   const auto flags = std::make_shared<QualityFlags>();
   AddQualityFlags(*command, *flags);
   FinishCommand(*command);

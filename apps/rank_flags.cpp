@@ -16,6 +16,11 @@ std::string CheckPlacementName(const std::string& value) {
 
 }  // namespace
 
+void AddKvTypeFlag(FlagAdder& add, KvType& type) {
+  add.AddChoice<KvType>("--kv-type", type, {{"f32", KvType::kF32}, {"bf16", KvType::kBf16}}, "f32",
+                        "Type that the KV cache holds keys and values in; attention computes in fp32 with either");
+}
+
 void AddRankFlags(FlagAdder& add, RankOptions& o) {
   add.Add("--model", o.model, "Folder of a Hugging Face checkpoint")->required();
   add.AddChoice<LoadFormat>("--load-format", o.load_format,
@@ -30,6 +35,7 @@ void AddRankFlags(FlagAdder& add, RankOptions& o) {
   add.AddChoice<std::optional<WeightType>>(
       "--attention-weight-type", o.attention_weight_type, types, "auto",
       "Type of attention and head; auto: int8 where --weight-type is int4, else --weight-type");
+  AddKvTypeFlag(add, o.kv_type);
   add.Add("--placement", o.placement, "linear, round_robin or a placement file")->check(CheckPlacementName);
   add.Add("--redundant-experts", o.redundant_experts, "Extra slots per layer, over all workers")
       ->check(CLI::Range(0, 1'000'000));

@@ -9,4 +9,7 @@ namespace moe {
 /// `options` outlives the parsing.
 void AddRankFlags(FlagAdder& add, RankOptions& options);
 
+/// --kv-type, for a program without the others.
+void AddKvTypeFlag(FlagAdder& add, KvType& type);
+
 }  // namespace moe

@@ -45,7 +45,8 @@ KvLimits CacheLimits(const ServeOptions& options, std::size_t tokens) {
   return {.tokens = tokens,
           .max_sequences = options.max_sequences,
           .max_step_tokens = options.max_step_tokens,
-          .max_chunk = std::min(chunk, options.max_step_tokens)};
+          .max_chunk = std::min(chunk, options.max_step_tokens),
+          .type = options.kv_type};
 }
 
 // The KV cache: as asked for, else enough for every sequence that may run to fill its context, within a quarter of the

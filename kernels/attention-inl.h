@@ -16,6 +16,29 @@ namespace moe {
 namespace HWY_NAMESPACE {
 
 static_assert(kPageTokens == 2 * kLanes);
+
+/// Pages are read as weights are.
+template <KvType kType>
+inline constexpr WeightType kReadAs = kType == KvType::kF32 ? WeightType::kF32 : WeightType::kBf16;
+
+/// Sixteen elements of a page.
+template <KvType kType>
+HWY_INLINE Lanes LoadElements(const std::byte* from) {
+  return LoadWeights<kReadAs<kType>>(from);
+}
+
+/// The first `count` of them, no memory past them; the other lanes are 0.
+template <KvType kType>
+HWY_INLINE Lanes LoadFirstElements(const std::byte* from, std::size_t count) {
+  if constexpr (kType == KvType::kF32) {
+    return LoadFirst(reinterpret_cast<const float*>(from), count);
+  } else {
+    std::array<std::byte, kLanes * BytesPerElement(kType)> elements{};
+    std::memcpy(elements.data(), from, count * BytesPerElement(kType));
+    return LoadElements<kType>(elements.data());
+  }
+}
+
 inline constexpr std::size_t kPanelsPerPage = 2;
 
 /// Query heads that go through the pages together, in tiles. Latent attention has up to 128 heads on one page of
@@ -91,56 +114,61 @@ inline float WeighBlock(const AttentionTask& task, std::size_t head, const Block
   return rescale;
 }
 
-/// out(head, :) += sum over positions of weights(head, position) * values(position, :). Inlined, for with one head a
-/// page is too little work to pass three matrices through memory.
-HWY_INLINE void AddValues(const RowTiles& tiles, MatrixView<const float> weights, MatrixView<const float> values,
-                          MatrixView<float> out) {
-  const std::size_t whole = values.cols() / kLanes;
+/// out(head, :) += sum over positions of weights(head, position) * values(position, :), the first position's values at
+/// `values`, the next ones `stride` bytes on. Inlined, for with one head a page is too little work to pass matrices
+/// through memory.
+template <KvType kType>
+HWY_INLINE void AddValues(const RowTiles& tiles, MatrixView<const float> weights, const std::byte* values,
+                          std::size_t stride, MatrixView<float> out) {
+  constexpr std::size_t kBytes = BytesPerElement(kType);
+  const std::size_t whole = out.cols() / kLanes;
   std::array<const std::byte*, kMaxPanels> panels;
   for (std::size_t first = 0; first < whole;) {
     const std::size_t count = PanelsAtOnce(tiles.largest(), whole - first);
     for (std::size_t p = 0; p < count; ++p) {
-      panels[p] = reinterpret_cast<const std::byte*>(values.data() + (first + p) * kLanes);
+      panels[p] = values + (first + p) * kLanes * kBytes;
     }
     for (std::size_t tile = 0; tile < tiles.count(); ++tile) {
       const MatrixView<float> y = out.Rows(tiles.begin(tile), tiles.size(tile));
-      RunTileOf<WeightType::kF32>({.x = weights.Rows(tiles.begin(tile), tiles.size(tile)),
-                                   .panels = {panels.data(), count},
-                                   .panel_stride = values.stride() * sizeof(float),
-                                   .y = y.Columns(first * kLanes, count * kLanes),
-                                   .continued = true});
+      RunTileOf<kReadAs<kType>>({.x = weights.Rows(tiles.begin(tile), tiles.size(tile)),
+                                 .panels = {panels.data(), count},
+                                 .panel_stride = stride,
+                                 .y = y.Columns(first * kLanes, count * kLanes),
+                                 .continued = true});
     }
     first += count;
   }
   const std::size_t done = whole * kLanes;
-  const std::size_t rest = values.cols() - done;  // a tile would read past the last row
+  const std::size_t rest = out.cols() - done;  // a tile would read past the last row
   if (rest == 0) return;
   for (std::size_t head = 0; head < weights.rows(); ++head) {
     Lanes sum = LoadFirst(out.row(head).data() + done, rest);
-    for (std::size_t at = 0; at < values.rows(); ++at) {
-      sum = Fma(Broadcast(weights(head, at)), LoadFirst(values.row(at).data() + done, rest), sum);
+    for (std::size_t at = 0; at < weights.cols(); ++at) {
+      const std::byte* value = values + at * stride + done * kBytes;
+      sum = Fma(Broadcast(weights(head, at)), LoadFirstElements<kType>(value, rest), sum);
     }
     StoreFirst(sum, out.row(head).data() + done, rest);
   }
 }
 
 /// Scores of all positions of as many pages as `scores` has room for, from page `page` on: (heads, 32 pages), unscaled.
-inline void ScoreColumns(const AttentionTask& task, const RowTiles& tiles, std::size_t page, MatrixView<float> scores) {
+template <KvType kType>
+void ScoreColumns(const AttentionTask& task, const RowTiles& tiles, std::size_t page, MatrixView<float> scores) {
   std::array<const std::byte*, kMaxPanels> panels;
   const std::size_t whole = scores.cols() / kLanes;
   for (std::size_t first = 0; first < whole;) {
     const std::size_t count = PanelsAtOnce(tiles.largest(), whole - first);
     for (std::size_t p = 0; p < count; ++p) {
       const std::size_t panel = first + p;
-      const float* keys = task.key_pages[page + panel / kPanelsPerPage] + panel % kPanelsPerPage * kLanes;
-      panels[p] = reinterpret_cast<const std::byte*>(keys);
+      panels[p] =
+          task.key_pages[page + panel / kPanelsPerPage] + panel % kPanelsPerPage * kLanes * BytesPerElement(kType);
     }
     for (std::size_t tile = 0; tile < tiles.count(); ++tile) {
       const MatrixView<float> y = scores.Rows(tiles.begin(tile), tiles.size(tile));
-      RunTileOf<WeightType::kF32>({.x = task.queries.Rows(tiles.begin(tile), tiles.size(tile)),
-                                   .panels = {panels.data(), count},
-                                   .panel_stride = kPageTokens * sizeof(float),
-                                   .y = y.Columns(first * kLanes, count * kLanes)});
+      RunTileOf<kReadAs<kType>>({.x = task.queries.Rows(tiles.begin(tile), tiles.size(tile)),
+                                 .panels = {panels.data(), count},
+                                 .panel_stride = kPageTokens * BytesPerElement(kType),
+                                 .y = y.Columns(first * kLanes, count * kLanes)});
     }
     first += count;
   }
@@ -149,17 +177,18 @@ inline void ScoreColumns(const AttentionTask& task, const RowTiles& tiles, std::
 /// scores(h, t) = the lane sum of queries(h, :) * keys(t, :).
 struct RowTileTask {
   MatrixView<const float> queries;  // (heads, key_dim)
-  MatrixView<const float> keys;     // (positions, key_dim)
+  const std::byte* keys = nullptr;  // (positions, key_dim), rows one after the other
   MatrixView<float> scores;         // (heads, positions)
 };
 
 /// Adds the products of lanes [at, at + count) of each row to the sums; count is 16 when kWhole.
-template <bool kWhole, std::size_t kHeads, std::size_t kPositions>
-HWY_INLINE void AddProducts(const float* const (&queries)[kHeads], const float* const (&keys)[kPositions],
+template <KvType kType, bool kWhole, std::size_t kHeads, std::size_t kPositions>
+HWY_INLINE void AddProducts(const float* const (&queries)[kHeads], const std::byte* const (&keys)[kPositions],
                             std::size_t at, std::size_t count, Lanes (&sums)[kHeads][kPositions]) {
   Lanes key[kPositions];
   MOE_UNROLL for (std::size_t p = 0; p < kPositions; ++p) {
-    key[p] = kWhole ? Load(keys[p] + at) : LoadFirst(keys[p] + at, count);
+    const std::byte* from = keys[p] + at * BytesPerElement(kType);
+    key[p] = kWhole ? LoadElements<kType>(from) : LoadFirstElements<kType>(from, count);
   }
   MOE_UNROLL for (std::size_t h = 0; h < kHeads; ++h) {
     const Lanes query = kWhole ? Load(queries[h] + at) : LoadFirst(queries[h] + at, count);
@@ -167,24 +196,27 @@ HWY_INLINE void AddProducts(const float* const (&queries)[kHeads], const float* 
   }
 }
 
-template <std::size_t kHeads, std::size_t kPositions>
+template <KvType kType, std::size_t kHeads, std::size_t kPositions>
 HWY_NOINLINE void RunRowTile(const RowTileTask& task) {
   Lanes sums[kHeads][kPositions];
   const float* queries[kHeads];
-  const float* keys[kPositions];
+  const std::byte* keys[kPositions];
   MOE_UNROLL for (std::size_t h = 0; h < kHeads; ++h) {
     queries[h] = task.queries.data() + h * task.queries.stride();
     MOE_UNROLL for (std::size_t p = 0; p < kPositions; ++p) sums[h][p] = Broadcast(0);
   }
-  MOE_UNROLL for (std::size_t p = 0; p < kPositions; ++p) keys[p] = task.keys.data() + p * task.keys.stride();
-  const std::size_t dim = task.keys.cols();
+  const std::size_t dim = task.queries.cols();
+  const std::size_t row_bytes = dim * BytesPerElement(kType);
+  MOE_UNROLL for (std::size_t p = 0; p < kPositions; ++p) keys[p] = task.keys + p * row_bytes;
   std::size_t at = 0;
-  const std::size_t ahead = kPositions * task.keys.stride();  // memory is asked for the rows of the next tile meanwhile
+  const std::size_t ahead = kPositions * row_bytes;  // memory is asked for the rows of the next tile meanwhile
   for (; at + kLanes <= dim; at += kLanes) {
-    MOE_UNROLL for (std::size_t p = 0; p < kPositions; ++p) hwy::Prefetch(keys[p] + at + ahead);
-    AddProducts<true>(queries, keys, at, kLanes, sums);
+    MOE_UNROLL for (std::size_t p = 0; p < kPositions; ++p) {
+      hwy::Prefetch(keys[p] + at * BytesPerElement(kType) + ahead);
+    }
+    AddProducts<kType, true>(queries, keys, at, kLanes, sums);
   }
-  if (at < dim) AddProducts<false>(queries, keys, at, dim - at, sums);
+  if (at < dim) AddProducts<kType, false>(queries, keys, at, dim - at, sums);
   MOE_UNROLL for (std::size_t h = 0; h < kHeads; ++h) {
     MOE_UNROLL for (std::size_t p = 0; p < kPositions; ++p) task.scores(h, p) = SumOfLanes(sums[h][p]);
   }
@@ -193,42 +225,46 @@ HWY_NOINLINE void RunRowTile(const RowTileTask& task) {
 using RowTileFunction = void (*)(const RowTileTask&);
 
 /// Runs the tile that fits the task: 1 … kRowTileHeads heads, 1 or kRowTilePositions positions.
-inline void RunRowTileOf(const RowTileTask& task) {
+template <KvType kType>
+void RunRowTileOf(const RowTileTask& task) {
   static constexpr auto kTiles = []<std::size_t... kHead>(std::index_sequence<kHead...>) {
-    return std::array{
-        std::array<RowTileFunction, 2>{&RunRowTile<kHead + 1, 1>, &RunRowTile<kHead + 1, kRowTilePositions>}...};
+    return std::array{std::array<RowTileFunction, 2>{&RunRowTile<kType, kHead + 1, 1>,
+                                                     &RunRowTile<kType, kHead + 1, kRowTilePositions>}...};
   }
   (std::make_index_sequence<kRowTileHeads>());
-  kTiles[task.queries.rows() - 1][task.keys.rows() > 1 ? 1 : 0](task);
+  kTiles[task.queries.rows() - 1][task.scores.cols() > 1 ? 1 : 0](task);
 }
 
 /// Scores of the visible positions of a block whose keys are rows: (heads, 32), unscaled, 0 at the invisible ones. A
 /// few positions are taken at a time for all heads, so that keys are loaded into the first-level cache once.
-inline void ScoreRows(const AttentionTask& task, const Block& block, MatrixView<float> scores) {
+template <KvType kType>
+void ScoreRows(const AttentionTask& task, const Block& block, MatrixView<float> scores) {
   const std::size_t heads = task.queries.rows();
   if (!block.whole()) {
     for (std::size_t head = 0; head < heads; ++head) std::fill_n(scores.row(head).begin(), kPageTokens, 0.0f);
   }
-  const MatrixView<const float> keys(task.key_pages[block.page], kPageTokens, task.queries.cols());
+  const std::size_t row_bytes = task.queries.cols() * BytesPerElement(kType);
   for (std::size_t at = block.first; at < block.last;) {
     const std::size_t positions = block.last - at >= kRowTilePositions ? kRowTilePositions : 1;
     for (std::size_t head = 0; head < heads; head += kRowTileHeads) {
       const std::size_t count = std::min(kRowTileHeads, heads - head);
-      RunRowTileOf({.queries = task.queries.Rows(head, count),
-                    .keys = keys.Rows(at, positions),
-                    .scores = scores.Rows(head, count).Columns(at, positions)});
+      RunRowTileOf<kType>({.queries = task.queries.Rows(head, count),
+                           .keys = task.key_pages[block.page] + at * row_bytes,
+                           .scores = scores.Rows(head, count).Columns(at, positions)});
     }
     at += positions;
   }
 }
 
-/// Attention of at most kMaxHeads heads.
-inline void AttendHeads(const AttentionTask& task) {
+/// Attention of at most kMaxHeads heads over pages of one type.
+template <KvType kType>
+void AttendHeads(const AttentionTask& task) {
   const std::size_t heads = task.queries.rows();
   const RowTiles tiles(heads);
   const std::size_t dim = task.out.cols();
   // With few heads the columns of several pages are scored at once, to keep enough sums under way.
   const bool rows = task.key_layout == KeyLayout::kRows;
+  const std::size_t value_stride = task.value_stride * BytesPerElement(kType);
   const std::size_t wanted = rows ? 1 : std::max<std::size_t>(PanelsForRows(heads) / kPanelsPerPage, 1);
   alignas(64) std::array<float, kMaxHeads * kPageTokens> scratch;
   static_assert(kMaxHeads >= kMaxPanels / kPanelsPerPage);
@@ -241,9 +277,9 @@ inline void AttendHeads(const AttentionTask& task) {
     MOE_CHECK(heads * pages <= kMaxHeads);
     const MatrixView<float> scores(scratch.data(), heads, pages * kPageTokens);
     if (rows) {
-      ScoreRows(task, BlockOf(task, page), scores);
+      ScoreRows<kType>(task, BlockOf(task, page), scores);
     } else {
-      ScoreColumns(task, tiles, page, scores);
+      ScoreColumns<kType>(task, tiles, page, scores);
     }
     for (std::size_t i = 0; i < pages; ++i, ++page) {
       const Block block = BlockOf(task, page);
@@ -253,8 +289,8 @@ inline void AttendHeads(const AttentionTask& task) {
         const float rescale = WeighBlock(task, head, block, weights.row(head), states[head]);
         if (rescale != 1.0f) Scale(rescale, task.out.row(head));
       }
-      const float* values = task.value_pages[page] + block.first * task.value_stride;
-      AddValues(tiles, weights.Columns(block.first, visible), {values, visible, dim, task.value_stride}, task.out);
+      AddValues<kType>(tiles, weights.Columns(block.first, visible),
+                       task.value_pages[page] + block.first * value_stride, value_stride, task.out);
     }
   }
   for (std::size_t head = 0; head < heads; ++head) {
@@ -283,7 +319,11 @@ inline void Attention(const AttentionTask& task) {
     part.out = task.out.Rows(begin, count);
     if (biased) part.bias = task.bias.Rows(begin, count);
     if (!task.sinks.empty()) part.sinks = task.sinks.subspan(begin, count);
-    AttendHeads(part);
+    if (task.type == KvType::kF32) {
+      AttendHeads<KvType::kF32>(part);
+    } else {
+      AttendHeads<KvType::kBf16>(part);
+    }
   }
 }
 

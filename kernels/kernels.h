@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "core/matrix.h"
+#include "kernels/kv_type.h"
 #include "kernels/packed_matrix.h"
 #include "kernels/quantize.h"
 
@@ -35,12 +36,15 @@ enum class KeyLayout : std::uint8_t { kColumns, kRows };
 
 /// One query position against the cached positions that it sees, for the query heads that share one KV head.
 struct AttentionTask {
-  MatrixView<const float> queries;          // (heads, key_dim)
-  std::span<const float* const> key_pages;  // by absolute page, as key_layout says; only those of [begin, end) are read
+  MatrixView<const float> queries;  // (heads, key_dim)
+  KvType type = KvType::kF32;       // of the pages' elements, which are widened exactly
+  // By absolute page, as key_layout says; only those of [begin, end) are read.
+  std::span<const std::byte* const> key_pages;
   KeyLayout key_layout = KeyLayout::kColumns;
-  std::span<const float* const> value_pages;  // by absolute page: (kPageTokens, value_dim), rows value_stride apart
-  std::size_t value_stride = 0;               // floats; at least value_dim
-  std::size_t begin = 0;                      // visible positions [begin, end), end > begin
+  // By absolute page: (kPageTokens, value_dim), rows value_stride apart.
+  std::span<const std::byte* const> value_pages;
+  std::size_t value_stride = 0;  // elements; at least value_dim
+  std::size_t begin = 0;         // visible positions [begin, end), end > begin
   std::size_t end = 0;
   float scale = 1;
   MatrixView<const float> bias;  // (heads, at least end rounded up to a page) by position, added to the scaled scores;

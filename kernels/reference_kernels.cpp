@@ -48,6 +48,18 @@ std::uint16_t Int4Scale(std::span<const float> values, float extreme) {
   return best;
 }
 
+double PageElement(KvType type, const std::byte* page, std::size_t index) {
+  const std::byte* element = page + index * BytesPerElement(type);
+  if (type == KvType::kF32) {
+    float value;
+    std::memcpy(&value, element, sizeof(value));
+    return value;
+  }
+  std::uint16_t bits;
+  std::memcpy(&bits, element, sizeof(bits));
+  return Bf16ToF32(bits);
+}
+
 float Limited(float value, float lowest, float highest) {
   return std::isnan(value) ? value : std::clamp(value, lowest, highest);
 }
@@ -215,8 +227,9 @@ class Reference final : public Kernels {
       for (std::size_t col = 0; col < task.out.cols(); ++col) {
         double value = 0;
         for (std::size_t at = task.begin; at < task.end; ++at) {
-          const float* page = task.value_pages[at / kPageTokens];
-          value += weights[at - task.begin] * page[(at % kPageTokens) * task.value_stride + col];
+          const std::byte* page = task.value_pages[at / kPageTokens];
+          value +=
+              weights[at - task.begin] * PageElement(task.type, page, (at % kPageTokens) * task.value_stride + col);
         }
         task.out(head, col) = static_cast<float>(value / sum);
       }
@@ -226,12 +239,12 @@ class Reference final : public Kernels {
  private:
   static double Score(const AttentionTask& task, std::size_t head, std::size_t at) {
     const std::size_t key_dim = task.queries.cols();
-    const float* page = task.key_pages[at / kPageTokens];
+    const std::byte* page = task.key_pages[at / kPageTokens];
     const std::size_t slot = at % kPageTokens;
     double score = 0;
     for (std::size_t i = 0; i < key_dim; ++i) {
-      const float key = task.key_layout == KeyLayout::kRows ? page[slot * key_dim + i] : page[i * kPageTokens + slot];
-      score += static_cast<double>(task.queries(head, i)) * key;
+      const std::size_t index = task.key_layout == KeyLayout::kRows ? slot * key_dim + i : i * kPageTokens + slot;
+      score += static_cast<double>(task.queries(head, i)) * PageElement(task.type, page, index);
     }
     return score * task.scale + (task.bias.rows() > 0 ? task.bias(head, at) : 0.0);
   }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "core/check.h"
 #include "core/parallel.h"
@@ -96,9 +95,13 @@ void CpuAttention::Self(std::size_t layer, MatrixView<float> projected, MatrixVi
   if (spec.latent) return SelfLatent(layer, projected, out);
   const std::size_t queries = Size(spec.num_heads * spec.head_dim);
   const std::size_t keys = Size(spec.num_kv_heads * spec.head_dim);
-  ShareOut(pool_, projected.rows(), projected.rows() * projected.cols() * 4,
-           [&](std::size_t row, int) { PrepareRow(layer, row, projected.row(row)); });
-  Append(layer, KvCache::Use::kSelf, spec, projected.Columns(queries, keys), projected.Columns(queries + keys, keys));
+  ShareOut(pool_, items_.size(), projected.rows() * projected.cols() * 4, [&](std::size_t index, int) {
+    const Item& item = items_[index];
+    const std::size_t first = item.entry->first_row + item.row;
+    for (std::size_t row = first; row < first + item.rows; ++row) PrepareRow(layer, row, projected.row(row));
+    StoreHeads(layer, KvCache::Use::kSelf, spec, item, projected.Columns(queries, keys),
+               projected.Columns(queries + keys, keys));
+  });
   const std::size_t kv_heads = Size(spec.num_kv_heads);
   ShareOut(pool_, items_.size() * kv_heads, Work(spec), [&](std::size_t index, int thread) {
     AttendHeads(layer, items_[index / kv_heads], index % kv_heads, scratch_[static_cast<std::size_t>(thread)],
@@ -141,24 +144,32 @@ void CpuAttention::Rotate(MatrixView<float> heads, std::size_t row) {
                 config_.rope.pairing);
 }
 
-void CpuAttention::Append(std::size_t layer, KvCache::Use use, const AttentionSpec& spec, MatrixView<const float> keys,
-                          MatrixView<const float> values) {
-  const std::size_t dim = Size(spec.head_dim);
-  const std::size_t group = cache_.group_of(layer, use);
-  for (const StepBatch::Entry& entry : batch_->entries) {
-    for (std::size_t r = 0; r < entry.rows; ++r) {
-      const std::size_t position = entry.first_position + r;
-      const PageId page = entry.kv->groups[group].pages[position / kPageTokens];
-      const std::size_t column = position % kPageTokens;
-      for (std::size_t h = 0; h < Size(spec.num_kv_heads); ++h) {
-        const std::span<const float> key = keys.row(entry.first_row + r).subspan(h * dim, dim);
-        float* key_page = cache_.keys(layer, use, page, h);
-        for (std::size_t d = 0; d < dim; ++d) key_page[d * kPageTokens + column] = key[d];
-        const std::span<const float> value = values.row(entry.first_row + r).subspan(h * dim, dim);
-        std::memcpy(cache_.values(layer, use, page, h) + column * dim, value.data(), value.size_bytes());
-      }
-    }
+template <typename Store>
+void CpuAttention::ForEachPage(const Item& item, std::size_t group, const Store& store) const {
+  const StepBatch::Entry& entry = *item.entry;
+  for (std::size_t row = item.row; row < item.row + item.rows;) {
+    const std::size_t position = entry.first_position + row;
+    const std::size_t slot = position % kPageTokens;
+    const std::size_t count = std::min(item.row + item.rows - row, kPageTokens - slot);
+    store(RowRange{.first = entry.first_row + row, .count = count},
+          entry.kv->groups[group].pages[position / kPageTokens], slot);
+    row += count;
   }
+}
+
+void CpuAttention::StoreHeads(std::size_t layer, KvCache::Use use, const AttentionSpec& spec, const Item& item,
+                              MatrixView<const float> keys, MatrixView<const float> values) {
+  const std::size_t dim = Size(spec.head_dim);
+  const KvType type = cache_.type();
+  const std::size_t bytes = BytesPerElement(type);
+  ForEachPage(item, cache_.group_of(layer, use), [&](const RowRange& rows, PageId page, std::size_t slot) {
+    for (std::size_t h = 0; h < Size(spec.num_kv_heads); ++h) {
+      StoreKvColumns(keys.Rows(rows.first, rows.count).Columns(h * dim, dim), type, kPageTokens,
+                     cache_.keys(layer, use, page, h).subspan(slot * bytes));
+      StoreKvRows(values.Rows(rows.first, rows.count).Columns(h * dim, dim), type,
+                  cache_.values(layer, use, page, h).subspan(slot * dim * bytes));
+    }
+  });
 }
 
 CpuAttention::Range CpuAttention::Visible(const AttentionSpec& spec, const StepBatch::Entry& entry, std::size_t row) {
@@ -179,16 +190,17 @@ CpuAttention::Window CpuAttention::FindPages(std::size_t layer, KvCache::Use use
   const std::size_t first = visible.begin / kPageTokens;
   const std::size_t count = PagesFor(visible.end) - first;
   for (std::size_t i = 0; i < count; ++i) {
-    scratch.keys[i] = cache_.keys(layer, use, pages[first + i], kv_head);
-    scratch.values[i] = cache_.values(layer, use, pages[first + i], kv_head);
+    scratch.keys[i] = cache_.keys(layer, use, pages[first + i], kv_head).data();
+    scratch.values[i] = cache_.values(layer, use, pages[first + i], kv_head).data();
   }
   return {.skipped = first * kPageTokens,
           .keys = std::span(scratch.keys).first(count),
           .values = std::span(scratch.values).first(count)};
 }
 
-AttentionTask CpuAttention::TaskFor(const AttentionSpec& spec, const Window& window, const Range& visible) {
-  return {.key_pages = window.keys,
+AttentionTask CpuAttention::TaskFor(const AttentionSpec& spec, const Window& window, const Range& visible) const {
+  return {.type = cache_.type(),
+          .key_pages = window.keys,
           .value_pages = window.values,
           .value_stride = Size(spec.head_dim),
           .begin = visible.begin - window.skipped,
@@ -241,8 +253,10 @@ void CpuAttention::AttendHeads(std::size_t layer, const Item& item, std::size_t 
 
 void CpuAttention::StoreCross(std::size_t layer, MatrixView<const float> key_value) {
   const std::size_t keys = key_value.cols() / 2;
-  Append(layer, KvCache::Use::kCross, *config_.layers[layer].cross_attention, key_value.Columns(0, keys),
-         key_value.Columns(keys, keys));
+  ShareOut(pool_, items_.size(), key_value.rows() * key_value.cols(), [&](std::size_t index, int) {
+    StoreHeads(layer, KvCache::Use::kCross, *config_.layers[layer].cross_attention, items_[index],
+               key_value.Columns(0, keys), key_value.Columns(keys, keys));
+  });
 }
 
 void CpuAttention::Cross(std::size_t layer, MatrixView<const float> queries, MatrixView<float> out) {
@@ -289,15 +303,19 @@ void CpuAttention::SelfLatent(std::size_t layer, MatrixView<float> projected, Ma
   const std::size_t kv_rank = Size(latent.kv_rank);
   const MatrixView<float> cached = projected.Columns(projected.cols() - LatentWidth(latent), LatentWidth(latent));
   const MatrixView<float> queries = LatentQueries(layer, projected);
-  ShareOut(pool_, projected.rows(), queries.rows() * queries.cols() * 4, [&](std::size_t row, int) {
-    const std::span<float> ckv = cached.row(row).first(kv_rank);
-    kernels_.RmsNorm(ckv, weights_.layers[layer].attention.kv_down_norm, latent.norm_eps, ckv);
-    Rotate({cached.row(row).data() + kv_rank, 1, Size(latent.rope_dim)}, row);
-    Rotate(
-        {queries.row(row).data() + latent.nope_dim, Size(spec.num_heads), Size(latent.rope_dim), Size(spec.head_dim)},
-        row);
+  ShareOut(pool_, items_.size(), queries.rows() * queries.cols() * 4, [&](std::size_t index, int) {
+    const Item& item = items_[index];
+    const std::size_t first = item.entry->first_row + item.row;
+    for (std::size_t row = first; row < first + item.rows; ++row) {
+      const std::span<float> ckv = cached.row(row).first(kv_rank);
+      kernels_.RmsNorm(ckv, weights_.layers[layer].attention.kv_down_norm, latent.norm_eps, ckv);
+      Rotate({cached.row(row).data() + kv_rank, 1, Size(latent.rope_dim)}, row);
+      Rotate(
+          {queries.row(row).data() + latent.nope_dim, Size(spec.num_heads), Size(latent.rope_dim), Size(spec.head_dim)},
+          row);
+    }
+    StoreLatent(layer, item, cached);
   });
-  AppendLatent(layer, cached);
   const std::size_t blocks = (Size(spec.num_heads) + kItemHeads - 1) / kItemHeads;
   ShareOut(pool_, items_.size() * blocks, Work(spec) * 4, [&](std::size_t index, int thread) {
     AttendLatent(layer, items_[index / blocks], index % blocks, scratch_[static_cast<std::size_t>(thread)], queries,
@@ -305,17 +323,13 @@ void CpuAttention::SelfLatent(std::size_t layer, MatrixView<float> projected, Ma
   });
 }
 
-void CpuAttention::AppendLatent(std::size_t layer, MatrixView<float> latent) {
-  const std::size_t group = cache_.group_of(layer, KvCache::Use::kSelf);
-  for (const StepBatch::Entry& entry : batch_->entries) {
-    for (std::size_t r = 0; r < entry.rows; ++r) {
-      const std::size_t position = entry.first_position + r;
-      const PageId page = entry.kv->groups[group].pages[position / kPageTokens];
-      const std::span<const float> row = latent.row(entry.first_row + r);
-      std::memcpy(cache_.keys(layer, KvCache::Use::kSelf, page, 0) + position % kPageTokens * row.size(), row.data(),
-                  row.size_bytes());
-    }
-  }
+void CpuAttention::StoreLatent(std::size_t layer, const Item& item, MatrixView<const float> latent) {
+  const KvCache::Use use = KvCache::Use::kSelf;
+  const std::size_t row_bytes = latent.cols() * BytesPerElement(cache_.type());
+  ForEachPage(item, cache_.group_of(layer, use), [&](const RowRange& rows, PageId page, std::size_t slot) {
+    StoreKvRows(latent.Rows(rows.first, rows.count), cache_.type(),
+                cache_.keys(layer, use, page, 0).subspan(slot * row_bytes));
+  });
 }
 
 void CpuAttention::AttendLatent(std::size_t layer, const Item& item, std::size_t head_block, Scratch& scratch,

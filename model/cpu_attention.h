@@ -37,7 +37,7 @@ class CpuAttention {
   void Cross(std::size_t layer, MatrixView<const float> queries, MatrixView<float> out);
 
  private:
-  /// Some rows of an entry, attended by one thread.
+  /// Some rows of an entry, in the hands of one thread.
   struct Item {
     const StepBatch::Entry* entry = nullptr;
     std::size_t row = 0;  // inside the entry
@@ -45,10 +45,10 @@ class CpuAttention {
   };
   /// What a thread needs for itself.
   struct Scratch {
-    std::vector<const float*> keys;    // pages from the first visible one on
-    std::vector<const float*> values;  // the same
-    AlignedBuffer<float> bias;         // (query heads of a KV head, positions)
-    AlignedBuffer<float> latent;       // queries, then sums, of a block of rows and heads
+    std::vector<const std::byte*> keys;    // pages from the first visible one on
+    std::vector<const std::byte*> values;  // the same
+    AlignedBuffer<float> bias;             // (query heads of a KV head, positions)
+    AlignedBuffer<float> latent;           // queries, then sums, of a block of rows and heads
   };
   /// Positions [begin, end).
   struct Range {
@@ -58,8 +58,8 @@ class CpuAttention {
   /// The pages that an item's rows see, with positions counted from the first of them.
   struct Window {
     std::size_t skipped = 0;  // positions in pages before the first
-    std::span<const float* const> keys;
-    std::span<const float* const> values;
+    std::span<const std::byte* const> keys;
+    std::span<const std::byte* const> values;
   };
 
   static Range Visible(const AttentionSpec& spec, const StepBatch::Entry& entry, std::size_t row);
@@ -68,7 +68,7 @@ class CpuAttention {
   Window FindPages(std::size_t layer, KvCache::Use use, const StepBatch::Entry& entry, std::size_t kv_head,
                    const Range& visible, Scratch& scratch);
   /// The task without queries, out, sinks and bias.
-  static AttentionTask TaskFor(const AttentionSpec& spec, const Window& window, const Range& visible);
+  AttentionTask TaskFor(const AttentionSpec& spec, const Window& window, const Range& visible) const;
   /// (heads, positions of the window), or empty when the layer has none.
   MatrixView<const float> PositionBias(std::size_t layer, std::size_t position, std::size_t first_head,
                                        std::size_t heads, const Window& window, const Range& visible,
@@ -76,17 +76,25 @@ class CpuAttention {
   /// Multiplications of scores and sums over the whole batch, about.
   std::size_t Work(const AttentionSpec& spec) const;
 
+  /// Calls store(rows, page, slot) for the rows of the item, in the batch, that lie in one page, from `slot` on.
+  struct RowRange {
+    std::size_t first = 0;
+    std::size_t count = 0;
+  };
+  template <typename Store>
+  void ForEachPage(const Item& item, std::size_t group, const Store& store) const;
+
   // Heads with keys and values of their own.
   void PrepareRow(std::size_t layer, std::size_t row, std::span<float> qkv);
-  void Append(std::size_t layer, KvCache::Use use, const AttentionSpec& spec, MatrixView<const float> keys,
-              MatrixView<const float> values);
+  void StoreHeads(std::size_t layer, KvCache::Use use, const AttentionSpec& spec, const Item& item,
+                  MatrixView<const float> keys, MatrixView<const float> values);
   void AttendHeads(std::size_t layer, const Item& item, std::size_t kv_head, Scratch& scratch,
                    MatrixView<const float> queries, MatrixView<float> out);
 
   // Latent attention.
   void SelfLatent(std::size_t layer, MatrixView<float> projected, MatrixView<float> out);
   MatrixView<float> LatentQueries(std::size_t layer, MatrixView<float> projected);
-  void AppendLatent(std::size_t layer, MatrixView<float> latent);
+  void StoreLatent(std::size_t layer, const Item& item, MatrixView<const float> latent);
   void AttendLatent(std::size_t layer, const Item& item, std::size_t head_block, Scratch& scratch,
                     MatrixView<const float> queries, MatrixView<float> out);
 

@@ -22,22 +22,22 @@ std::size_t IndexOf(const std::vector<KvGroup>& groups, const KvGroup& group) {
   return static_cast<std::size_t>(it - groups.begin());
 }
 
-/// Floats of one position, by what holds them.
+/// Elements of a page, by what holds them.
 struct SlotShape {
   std::size_t kv_heads = 0;
-  std::size_t key_floats = 0;    // of a head's page
-  std::size_t value_floats = 0;  // of a head's page; 0: part of the keys
+  std::size_t key_elements = 0;    // of a head
+  std::size_t value_elements = 0;  // of a head; 0: part of the keys
 
-  std::size_t floats() const { return kv_heads * (key_floats + value_floats); }
+  std::size_t elements() const { return kv_heads * (key_elements + value_elements); }
 };
 
 SlotShape ShapeOf(const AttentionSpec& attention) {
   if (attention.latent) {
     const int width = attention.latent->kv_rank + attention.latent->rope_dim;
-    return {.kv_heads = 1, .key_floats = static_cast<std::size_t>(width) * kPageTokens};
+    return {.kv_heads = 1, .key_elements = static_cast<std::size_t>(width) * kPageTokens};
   }
   const std::size_t head = static_cast<std::size_t>(attention.head_dim) * kPageTokens;
-  return {.kv_heads = static_cast<std::size_t>(attention.num_kv_heads), .key_floats = head, .value_floats = head};
+  return {.kv_heads = static_cast<std::size_t>(attention.num_kv_heads), .key_elements = head, .value_elements = head};
 }
 
 /// Calls visit(layer, use, group, shape) for everything that is cached.
@@ -51,14 +51,14 @@ void ForEachSlot(const ModelConfig& config, Visit&& visit) {
   }
 }
 
-/// Floats of a page of each group.
-std::vector<std::size_t> PageFloats(const ModelConfig& config, const std::vector<KvGroup>& groups) {
-  std::vector<std::size_t> floats(groups.size());
+/// Elements of a page of each group.
+std::vector<std::size_t> PageElements(const ModelConfig& config, const std::vector<KvGroup>& groups) {
+  std::vector<std::size_t> elements(groups.size());
   ForEachSlot(config, [&](std::size_t, KvCache::Use, const KvGroup& group, const SlotShape& shape) {
-    std::size_t& sum = floats[IndexOf(groups, group)];
-    sum = group.transient ? std::max(sum, shape.floats()) : sum + shape.floats();
+    std::size_t& sum = elements[IndexOf(groups, group)];
+    sum = group.transient ? std::max(sum, shape.elements()) : sum + shape.elements();
   });
-  return floats;
+  return elements;
 }
 
 /// Pages that a sequence holds at a time when `rows` are computed in a step: what the first of them still sees, and
@@ -85,8 +85,8 @@ std::vector<KvGroup> KvGroups(const ModelConfig& config) {
 
 KvPlan PlanKv(const ModelConfig& config, const KvLimits& limits) {
   const std::vector<KvGroup> groups = KvGroups(config);
-  const std::vector<std::size_t> floats = PageFloats(config, groups);
-  KvPlan plan{.max_chunk = limits.max_chunk};
+  const std::vector<std::size_t> elements = PageElements(config, groups);
+  KvPlan plan{.max_chunk = limits.max_chunk, .type = limits.type};
   bool overflows = false;
   for (std::size_t g = 0; g < groups.size(); ++g) {
     std::size_t pages = std::max<std::size_t>(1, PagesFor(limits.tokens));
@@ -96,7 +96,7 @@ KvPlan PlanKv(const ModelConfig& config, const KvLimits& limits) {
     // Every sequence of a step may leave a page partly empty.
     if (groups[g].transient) pages = PagesFor(limits.max_step_tokens) + limits.max_sequences;
     plan.pages.push_back(pages);
-    const auto page_bytes = static_cast<std::uint64_t>(floats[g]) * sizeof(float);
+    const auto page_bytes = static_cast<std::uint64_t>(elements[g]) * BytesPerElement(limits.type);
     std::uint64_t group_bytes = 0;
     if (__builtin_mul_overflow(std::uint64_t{pages}, page_bytes, &group_bytes) ||
         __builtin_add_overflow(plan.bytes, group_bytes, &plan.bytes)) {
@@ -107,9 +107,10 @@ KvPlan PlanKv(const ModelConfig& config, const KvLimits& limits) {
   return plan;
 }
 
-KvCache::KvCache(const ModelConfig& config, const KvPlan& plan) : max_chunk_(plan.max_chunk) {
+KvCache::KvCache(const ModelConfig& config, const KvPlan& plan) : max_chunk_(plan.max_chunk), type_(plan.type) {
   const std::vector<KvGroup> specs = KvGroups(config);
-  const std::vector<std::size_t> floats = PageFloats(config, specs);
+  const std::vector<std::size_t> elements = PageElements(config, specs);
+  const std::size_t element_bytes = BytesPerElement(type_);
   MOE_CHECK(plan.pages.size() == specs.size() && plan.max_chunk > 0);
   self_.resize(config.layers.size());
   cross_.resize(config.layers.size());
@@ -119,15 +120,14 @@ KvCache::KvCache(const ModelConfig& config, const KvPlan& plan) : max_chunk_(pla
     Slot& slot = use == Use::kSelf ? self_[layer] : cross_[layer];
     slot = {.group = group,
             .offset = offsets[group],
-            .kv_heads = shape.kv_heads,
-            .key_floats = shape.key_floats,
-            .value_floats = shape.value_floats};
-    if (!spec.transient) offsets[group] += shape.floats();
+            .key_bytes = shape.key_elements * element_bytes,
+            .value_bytes = shape.value_elements * element_bytes};
+    if (!spec.transient) offsets[group] += shape.elements() * element_bytes;
   });
   for (std::size_t g = 0; g < specs.size(); ++g) {
-    Group group{.spec = specs[g], .page_floats = floats[g]};
+    Group group{.spec = specs[g], .page_bytes = elements[g] * element_bytes};
     const std::size_t pages = plan.pages[g];
-    group.storage = AlignedBuffer<float>(pages * floats[g]);
+    group.storage = AlignedBuffer<std::byte>(pages * group.page_bytes);
     group.references.resize(pages);
     group.free.reserve(pages);
     for (std::size_t page = pages; page > 0; --page) group.free.push_back(static_cast<PageId>(page - 1));
@@ -230,18 +230,20 @@ void KvCache::Release(KvPages& pages) {
   }
 }
 
-float* KvCache::keys(std::size_t layer, Use use, PageId page, std::size_t kv_head) {
+std::span<std::byte> KvCache::keys(std::size_t layer, Use use, PageId page, std::size_t kv_head) {
   const Slot& at = slot(layer, use);
   Group& group = groups_[at.group];
-  return group.storage.data() + page * group.page_floats + at.offset + kv_head * at.key_floats;
+  const std::size_t offset = page * group.page_bytes + at.offset + kv_head * (at.key_bytes + at.value_bytes);
+  return group.storage.span().subspan(offset, at.key_bytes);
 }
 
-float* KvCache::values(std::size_t layer, Use use, PageId page, std::size_t kv_head) {
+std::span<std::byte> KvCache::values(std::size_t layer, Use use, PageId page, std::size_t kv_head) {
   const Slot& at = slot(layer, use);
-  if (at.value_floats == 0) return keys(layer, use, page, kv_head);
+  if (at.value_bytes == 0) return keys(layer, use, page, kv_head);
   Group& group = groups_[at.group];
-  return group.storage.data() + page * group.page_floats + at.offset + at.kv_heads * at.key_floats +
-         kv_head * at.value_floats;
+  const std::size_t offset =
+      page * group.page_bytes + at.offset + kv_head * (at.key_bytes + at.value_bytes) + at.key_bytes;
+  return group.storage.span().subspan(offset, at.value_bytes);
 }
 
 }  // namespace moe

@@ -46,6 +46,7 @@ struct KvLimits {
   std::size_t max_sequences = 0;    // at a time
   std::size_t max_step_tokens = 0;  // rows of a step, of a stack
   std::size_t max_chunk = 0;        // rows of a sequence in a step, at most max_step_tokens
+  KvType type = KvType::kF32;       // of what is cached
 };
 
 /// The pages of each group, and their memory.
@@ -53,6 +54,7 @@ struct KvPlan {
   std::vector<std::size_t> pages;
   std::uint64_t bytes = 0;  // the largest number when they are more than it: no machine has as many
   std::size_t max_chunk = 0;
+  KvType type = KvType::kF32;
 };
 KvPlan PlanKv(const ModelConfig& config, const KvLimits& limits);
 
@@ -67,15 +69,16 @@ struct KvPages {
 };
 
 /// A page holds kPageTokens consecutive positions, from an absolute position that is a multiple of kPageTokens, for all
-/// layers of its group. Per layer and KV head: keys (head_dim, kPageTokens), one column a position, and values
-/// (kPageTokens, head_dim), fp32: the two layouts in which attention reads strictly forward. Latent attention: one row
-/// a position (kPageTokens, kv_rank + rope_dim), the values being its first kv_rank elements. Pages are
-/// reference-counted and immutable once full. Used by the engine thread alone; nothing but construction and MakePages
-/// allocates memory.
+/// layers of its group, as elements of the plan's type. Per layer and KV head: keys (head_dim, kPageTokens), one column
+/// a position, and values (kPageTokens, head_dim): the two layouts in which attention reads strictly forward. Latent
+/// attention: one row a position (kPageTokens, kv_rank + rope_dim), the values being its first kv_rank elements. Pages
+/// are reference-counted and immutable once full. Used by the engine thread alone; nothing but construction and
+/// MakePages allocates memory.
 class KvCache {
  public:
   KvCache(const ModelConfig& config, const KvPlan& plan);
 
+  KvType type() const { return type_; }
   std::size_t num_groups() const { return groups_.size(); }
   std::size_t capacity_tokens() const { return groups_.front().references.size() * kPageTokens; }
   /// Of the first group: held or reserved.
@@ -103,14 +106,14 @@ class KvCache {
   enum class Use : std::uint8_t { kSelf, kCross };
   std::size_t group_of(std::size_t layer, Use use) const { return slot(layer, use).group; }
   /// (head_dim, kPageTokens) and (kPageTokens, head_dim) of a page, or latent rows, which both are.
-  float* keys(std::size_t layer, Use use, PageId page, std::size_t kv_head);
-  float* values(std::size_t layer, Use use, PageId page, std::size_t kv_head);
+  std::span<std::byte> keys(std::size_t layer, Use use, PageId page, std::size_t kv_head);
+  std::span<std::byte> values(std::size_t layer, Use use, PageId page, std::size_t kv_head);
 
  private:
   struct Group {
     KvGroup spec;
-    std::size_t page_floats = 0;
-    AlignedBuffer<float> storage;
+    std::size_t page_bytes = 0;
+    AlignedBuffer<std::byte> storage;
     std::vector<std::uint32_t> references;  // by page
     std::vector<PageId> free;               // last freed, first reused: its memory is resident already
     std::size_t reserved = 0;               // of the free ones
@@ -118,10 +121,9 @@ class KvCache {
   /// Where one attention lies in a page of its group.
   struct Slot {
     std::size_t group = 0;
-    std::size_t offset = 0;  // floats
-    std::size_t kv_heads = 0;
-    std::size_t key_floats = 0;    // of one head
-    std::size_t value_floats = 0;  // 0: values are part of the keys
+    std::size_t offset = 0;       // bytes, as are the sizes; of the first head
+    std::size_t key_bytes = 0;    // of one head
+    std::size_t value_bytes = 0;  // 0: values are part of the keys
   };
 
   const Slot& slot(std::size_t layer, Use use) const { return use == Use::kSelf ? self_[layer] : cross_[layer]; }
@@ -133,6 +135,7 @@ class KvCache {
   std::vector<Slot> self_;   // by layer
   std::vector<Slot> cross_;  // by layer; empty without an encoder
   std::size_t max_chunk_ = 0;
+  KvType type_ = KvType::kF32;
 };
 
 }  // namespace moe

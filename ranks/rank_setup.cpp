@@ -131,7 +131,8 @@ Status CheckTransport(TransportChoice choice, bool several_ranks) {
 }
 
 Result<RankSetup> PrepareRank(const RankOptions& options, const RankPlace& place) {
-  RankSetup setup{.topology = place.topology, .rank = place.rank, .load_timeout = options.load_timeout};
+  RankSetup setup{
+      .topology = place.topology, .rank = place.rank, .kv_type = options.kv_type, .load_timeout = options.load_timeout};
   ArrangeThreads(options, place, setup);
   MOE_RETURN_IF_ERROR(ReadModel(options, setup));
   MOE_ASSIGN_OR_RETURN(setup.placement, MakePlacement(options, setup));

@@ -13,6 +13,7 @@
 #include "core/status.h"
 #include "core/thread_pool.h"
 #include "core/topology.h"
+#include "kernels/kv_type.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
 #include "model/dispatch_format.h"
@@ -43,6 +44,7 @@ struct RankOptions {
   int redundant_experts = 0;
   std::size_t max_step_tokens = 512;
   std::size_t kv_tokens = 0;  // positions of the KV cache; 0: the program chooses
+  KvType kv_type = KvType::kF32;
   ExchangeType exchange_type = ExchangeType::kF32;
   std::chrono::milliseconds exchange_timeout{30'000};
   std::chrono::milliseconds load_timeout{600'000};
@@ -65,6 +67,7 @@ struct RankSetup {
   ParameterCount parameters;
   std::unique_ptr<Checkpoint> checkpoint;
   WeightTypes weight_types;
+  KvType kv_type = KvType::kF32;
   Placement placement;
   ExpertExchange::Options exchange;
   TransportLimits transport_limits;

@@ -139,7 +139,7 @@ double EngineTestResult::stddev_tokens_per_s() const { return Summarize(tokens_p
 Result<std::vector<EngineTestResult>> RunEngineBench(const EngineBenchOptions& options, const RankSetup& setup,
                                                      RouterEngine& router,
                                                      const std::function<void(const EngineTest&)>& starting) {
-  const WorkMeter meter(setup.config, setup.weight_types);
+  const WorkMeter meter(setup.config, setup.weight_types, setup.kv_type);
   std::vector<EngineTestResult> results;
   for (const EngineTest& test : TestsOf(options)) {
     starting(test);

@@ -72,6 +72,7 @@ Result<std::vector<EngineTestResult>> RunEngineBench(const EngineBenchOptions& o
 struct EngineBenchContext {
   std::string model;
   std::string weight_type;
+  std::string kv_type;
   std::string transport;
   int threads = 0;  // of each rank
   int ranks = 1;

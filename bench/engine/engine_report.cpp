@@ -50,6 +50,7 @@ std::string EngineResultsJson(const std::vector<EngineTestResult>& results, cons
                     {"tokens_per_s_stddev", result.stddev_tokens_per_s()},
                     {"step_seconds", result.step_seconds()},
                     {"weight_type", context.weight_type},
+                    {"kv_type", context.kv_type},
                     {"threads", context.threads},
                     {"ranks", context.ranks},
                     {"transport", context.transport},
@@ -66,8 +67,8 @@ std::string EngineResultsJson(const std::vector<EngineTestResult>& results, cons
 }
 
 std::string EngineTable(const std::vector<EngineTestResult>& results, const EngineBenchContext& context) {
-  std::string text = Cat(context.model, ", ", context.weight_type, ", ", context.ranks, " rank(s) of ", context.threads,
-                         " thread(s), ", context.transport, "\n");
+  std::string text = Cat(context.model, ", ", context.weight_type, ", KV cache ", context.kv_type, ", ", context.ranks,
+                         " rank(s) of ", context.threads, " thread(s), ", context.transport, "\n");
   if (context.roofs)
     text += Cat("machine: reads ", Format("%.1f", context.roofs->read_bandwidth_bytes_per_s / 1e9), " GB/s, computes ",
                 Format("%.0f", context.roofs->peak_flops / 1e9), " GFLOP/s (fp32), ", context.roofs->threads,

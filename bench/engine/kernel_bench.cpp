@@ -107,29 +107,37 @@ double MatMulError(const Kernels& kernels, const PackedMatrix& w) {
 
 /// Keys and values of one sequence, in pages, and queries for some rows at its end.
 struct AttentionCase {
-  AttentionCase(const HeadsShape& heads, std::size_t length, std::size_t sequences)
+  AttentionCase(const HeadsShape& heads, KvType kv_type, std::size_t length, std::size_t sequences)
       : shape(heads),
+        type(kv_type),
         positions(length),
         pages((length + kPageTokens - 1) / kPageTokens),
-        page_floats(kPageTokens * heads.head_dim),
-        cache(sequences * heads.kv_heads * pages * page_floats * 2),
+        block_bytes(kPageTokens * heads.head_dim * BytesPerElement(kv_type)),
+        cache(sequences * heads.kv_heads * pages * block_bytes * 2),
         queries(sequences * heads.heads * heads.head_dim),
         out(queries.size()) {
-    FillRandom(cache.span(), 2);
     FillRandom(queries.span(), 3);
+    // Any order of random elements is as random.
+    std::vector<float> block(kPageTokens * shape.head_dim);
+    for (std::size_t at = 0; at < cache.size(); at += block_bytes) {
+      FillRandom(block, 4 + at);
+      StoreKvRows({block.data(), 1, block.size()}, type, cache.span().subspan(at, block_bytes));
+    }
   }
 
   /// The task of one KV head of one sequence; the pointers are written to `key_pages` and `value_pages`.
-  AttentionTask Task(std::size_t sequence, std::size_t kv_head, std::vector<const float*>& key_pages,
-                     std::vector<const float*>& value_pages) {
+  AttentionTask Task(std::size_t sequence, std::size_t kv_head, std::vector<const std::byte*>& key_pages,
+                     std::vector<const std::byte*>& value_pages) {
     const std::size_t group = shape.heads / shape.kv_heads;
-    const float* base = cache.data() + (sequence * shape.kv_heads + kv_head) * pages * page_floats * 2;
     for (std::size_t page = 0; page < pages; ++page) {
-      key_pages[page] = base + 2 * page * page_floats;
-      value_pages[page] = base + (2 * page + 1) * page_floats;
+      // As KvCache lays them out: keys and values of a head side by side, page by page.
+      const std::size_t block = ((sequence * pages + page) * shape.kv_heads + kv_head) * 2;
+      key_pages[page] = cache.data() + block * block_bytes;
+      value_pages[page] = cache.data() + (block + 1) * block_bytes;
     }
     const std::size_t at = (sequence * shape.heads + kv_head * group) * shape.head_dim;
     return {.queries = {queries.data() + at, group, shape.head_dim},
+            .type = type,
             .key_pages = key_pages,
             .value_pages = value_pages,
             .value_stride = shape.head_dim,
@@ -140,18 +148,19 @@ struct AttentionCase {
   }
 
   const HeadsShape shape;
+  const KvType type;
   const std::size_t positions;
   const std::size_t pages;
-  const std::size_t page_floats;
-  AlignedBuffer<float> cache;
+  const std::size_t block_bytes;
+  AlignedBuffer<std::byte> cache;
   AlignedBuffer<float> queries;
   AlignedBuffer<float> out;
 };
 
 /// A weighted mean of values in ± 0.5: the weights carry the error of exp and of scores, each some n ulp.
-double AttentionError(const Kernels& kernels, const HeadsShape& shape, std::size_t positions) {
-  AttentionCase fast(shape, positions, 1), slow(shape, positions, 1);
-  std::vector<const float*> keys(fast.pages), values(fast.pages);
+double AttentionError(const Kernels& kernels, const HeadsShape& shape, KvType type, std::size_t positions) {
+  AttentionCase fast(shape, type, positions, 1), slow(shape, type, positions, 1);
+  std::vector<const std::byte*> keys(fast.pages), values(fast.pages);
   kernels.Attention(fast.Task(0, 0, keys, values));
   ReferenceKernels().Attention(slow.Task(0, 0, keys, values));
   const double allowed = static_cast<double>(positions + 4 * shape.head_dim) * std::numeric_limits<float>::epsilon();
@@ -188,7 +197,7 @@ class KernelBench {
           {.kernel = "matmul",
            .model = shape.model,
            .shape = name,
-           .weights = std::string(Name(type)),
+           .type = std::string(Name(type)),
            .rows = rows,
            .bytes_per_s = count * static_cast<double>(MatrixBytes(shape.outputs, shape.inputs, type)) / seconds,
            .operations_per_s = 2 * count * elements * static_cast<double>(rows) / seconds,
@@ -197,19 +206,19 @@ class KernelBench {
     return Status::Ok();
   }
 
-  Status Attentions(const HeadsShape& shape, std::size_t positions, std::vector<KernelResult>& results) {
-    const double error = AttentionError(kernels_, shape, positions);
+  Status Attentions(const HeadsShape& shape, KvType type, std::size_t positions, std::vector<KernelResult>& results) {
+    const double error = AttentionError(kernels_, shape, type, positions);
     const std::string name =
         Cat(shape.heads, " heads on ", shape.kv_heads, " of ", shape.head_dim, ", ", positions, " positions");
     if (!(error <= 1))
-      return Internal("attention of ", shape.model, ", ", name, ", differs from the reference by ", error,
-                      " times what rounding allows");
+      return Internal("attention of ", shape.model, ", ", name, ", in ", Name(type), " differs from the reference by ",
+                      error, " times what rounding allows");
     // Decoding of as many sequences as it takes to leave the cache.
-    const std::size_t bytes = positions * shape.kv_heads * shape.head_dim * 2 * sizeof(float);
+    const std::size_t bytes = positions * shape.kv_heads * shape.head_dim * 2 * BytesPerElement(type);
     const std::size_t sequences = std::max<std::size_t>(1, (options_.cold_bytes + bytes - 1) / bytes);
-    AttentionCase work(shape, positions, sequences);
+    AttentionCase work(shape, type, positions, sequences);
     const auto threads = static_cast<std::size_t>(pool_.threads());
-    std::vector<std::vector<const float*>> keys(threads, std::vector<const float*>(work.pages)), values = keys;
+    std::vector<std::vector<const std::byte*>> keys(threads, std::vector<const std::byte*>(work.pages)), values = keys;
     const double seconds = SecondsAPass(options_.seconds, [&] {
       pool_.ParallelFor(sequences * shape.kv_heads, [&](std::size_t item, int thread) {
         const auto t = static_cast<std::size_t>(thread);
@@ -220,7 +229,7 @@ class KernelBench {
     results.push_back({.kernel = "attention",
                        .model = shape.model,
                        .shape = name,
-                       .weights = "f32",
+                       .type = std::string(Name(type)),
                        .rows = 1,
                        .bytes_per_s = static_cast<double>(sequences * bytes) / seconds,
                        .operations_per_s = 4 * pairs / seconds,
@@ -282,9 +291,11 @@ Result<std::vector<KernelResult>> RunKernelBench(const KernelBenchOptions& optio
   }
   for (const HeadsShape& shape : HeadsShapes()) {
     if (!Chosen(options, shape.model)) continue;
-    for (const std::size_t positions : options.contexts) {
-      starting(Cat(shape.model, " attention over ", positions));
-      MOE_RETURN_IF_ERROR(bench.Attentions(shape, positions, results));
+    for (const KvType type : options.kv_types) {
+      for (const std::size_t positions : options.contexts) {
+        starting(Cat(shape.model, " attention over ", positions, " ", Name(type)));
+        MOE_RETURN_IF_ERROR(bench.Attentions(shape, type, positions, results));
+      }
     }
   }
   return results;

@@ -38,6 +38,7 @@ struct KernelBenchOptions {
   std::vector<std::size_t> rows = {1, 2, 4, 8, 16, 32, 64, 512};
   std::vector<std::size_t> contexts = {128, 2048};
   std::vector<WeightType> weight_types = {WeightType::kF32, WeightType::kBf16, WeightType::kInt8, WeightType::kInt4};
+  std::vector<KvType> kv_types = {KvType::kF32, KvType::kBf16};
   std::vector<std::string> models;  // a part of the shapes; empty: all
   int threads = 0;                  // 0: every processor that this process may use
   double seconds = 0.2;             // for each figure, about
@@ -51,8 +52,8 @@ Status CheckKernelBench(const KernelBenchOptions& options);
 struct KernelResult {
   std::string kernel;  // "matmul", "attention"
   std::string model;
-  std::string shape;    // "expert gate and up 2048x2048", "16 heads of 128, 2048 positions"
-  std::string weights;  // the type; attention: "f32", of the cache
+  std::string shape;  // "expert gate and up 2048x2048", "16 heads of 128, 2048 positions"
+  std::string type;   // of the weights; attention: of the cache
   std::size_t rows = 0;
   double bytes_per_s = 0;  // of weights, or of keys and values, read from memory
   double operations_per_s = 0;

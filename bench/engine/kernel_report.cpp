@@ -30,7 +30,7 @@ std::string KernelResultsJson(const std::vector<KernelResult>& results, const Ke
     list.push_back({{"kernel", result.kernel},
                     {"model", result.model},
                     {"shape", result.shape},
-                    {"weight_type", result.weights},
+                    {"weight_type", result.type},
                     {"rows", result.rows},
                     {"bytes_per_s", result.bytes_per_s},
                     {"operations_per_s", result.operations_per_s},
@@ -49,7 +49,7 @@ std::string KernelTable(const std::vector<KernelResult>& results, const KernelBe
                    roof.operations_per_s / 1e9);
   std::string group;
   for (const KernelResult& result : results) {
-    const std::string next = Cat(result.kernel, ", ", result.model, ", ", result.shape, ", ", result.weights);
+    const std::string next = Cat(result.kernel, ", ", result.model, ", ", result.shape, ", ", result.type);
     if (next != group)
       text += Cat("\n", next, "\n", Format("%6s %10s %8s %10s %8s\n", "rows", "GB/s", "", "Gop/s", ""));
     group = next;

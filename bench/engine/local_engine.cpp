@@ -12,7 +12,8 @@ Result<KvPlan> PlanCache(const RankSetup& setup, std::size_t sequences, std::siz
   KvPlan plan = PlanKv(setup.config, {.tokens = sequences * PagesFor(tokens) * kPageTokens,
                                       .max_sequences = sequences,
                                       .max_step_tokens = step,
-                                      .max_chunk = step});
+                                      .max_chunk = step,
+                                      .type = setup.kv_type});
   if (const std::uint64_t memory = MachineMemoryBytes(); plan.bytes > memory)
     return InvalidArgument(sequences, " sequences of ", tokens, " tokens need a KV cache of ", plan.bytes,
                            " bytes, the machine has ", memory);

@@ -55,10 +55,11 @@ Status CheckFit(const QualityOptions& options, const ModelConfig& config) {
 // An engine of one weight type, with what it has to do.
 class Judge {
  public:
-  static Result<std::unique_ptr<Judge>> Load(const QualityOptions& options, WeightType type) {
+  static Result<std::unique_ptr<Judge>> Load(const QualityOptions& options, WeightType type, KvType kv_type) {
     RankOptions rank = options.rank;
     rank.weight_type = type;
     if (!IsQuantized(type)) rank.attention_weight_type.reset();
+    rank.kv_type = kv_type;
     MOE_ASSIGN_OR_RETURN(RankSetup setup, PrepareEmbedded(rank));
     MOE_ASSIGN_OR_RETURN(const KvPlan kv, PlanCache(setup, kSequences, Longest(options)));
     MOE_ASSIGN_OR_RETURN(std::unique_ptr<LocalEngine> engine, LocalEngine::Load(std::move(setup), kv));
@@ -148,16 +149,17 @@ Result<std::vector<QualityResult>> RunQuality(const QualityOptions& options,
   for (const std::optional<WeightType> wanted : options.weight_types) {
     const WeightType type = wanted.value_or(stored.weight_types.mlps);
     note(Cat("loading as ", Name(type)));
-    const bool is_reference = type == WeightType::kF32;
+    const KvType kv_type = options.rank.kv_type;
+    const bool is_reference = type == WeightType::kF32 && kv_type == KvType::kF32;
     if (!reference) {
-      MOE_ASSIGN_OR_RETURN(reference, Judge::Load(options, WeightType::kF32));
+      MOE_ASSIGN_OR_RETURN(reference, Judge::Load(options, WeightType::kF32, KvType::kF32));
     }
     std::unique_ptr<Judge> own;
     if (!is_reference) {
-      MOE_ASSIGN_OR_RETURN(own, Judge::Load(options, type));
+      MOE_ASSIGN_OR_RETURN(own, Judge::Load(options, type, kv_type));
     }
     Judge& judge = is_reference ? *reference : *own;
-    QualityResult& result = results.emplace_back(QualityResult{.weight_type = type});
+    QualityResult& result = results.emplace_back(QualityResult{.weight_type = type, .kv_type = kv_type});
     note(Cat("text as ", Name(type)));
     MOE_RETURN_IF_ERROR(JudgeText(options, judge, is_reference ? nullptr : reference.get(), result));
     if (options.tasks.empty()) continue;

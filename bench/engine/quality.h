@@ -1,4 +1,4 @@
-// `moe_bench quality`: what a model predicts and answers, and what a smaller weight type costs of that.
+// `moe_bench quality`: what a model predicts and answers, and what smaller types of weights and cache cost of that.
 #pragma once
 
 #include <cstddef>
@@ -26,14 +26,15 @@ struct QualityOptions {
 
 struct QualityResult {
   WeightType weight_type = WeightType::kF32;
+  KvType kv_type = KvType::kF32;
   double mean_nll = 0;       // nats a scored token
-  double kl = 0;             // nats a scored token, from the f32 run; 0 for f32 itself
+  double kl = 0;             // nats a scored token, from the run with f32 weights and cache; 0 for that itself
   std::uint64_t tokens = 0;  // scored
   TaskScores tasks;          // empty without tasks
 };
 
-/// One result a weight type, in their order. At most two models are in memory at a time: f32, which the divergence is
-/// from, and the one judged. INVALID_ARGUMENT: what was asked for does not fit the model;
+/// One result a weight type, in their order. At most two models are in memory at a time: f32 with a cache of f32, which
+/// the divergence is from, and the one judged. INVALID_ARGUMENT: what was asked for does not fit the model;
 /// UNIMPLEMENTED for an encoder–decoder, which does not predict the tokens that it is given. `note` is told what runs.
 Result<std::vector<QualityResult>> RunQuality(const QualityOptions& options,
                                               const std::function<void(const std::string&)>& note);

@@ -33,6 +33,7 @@ std::string QualityResultsJson(const std::vector<QualityResult>& results) {
     for (const auto& [language, score] : result.tasks) tasks[language] = score.share();
     const TaskScore all = All(result.tasks);
     list.push_back({{"weight_type", Name(result.weight_type)},
+                    {"kv_type", Name(result.kv_type)},
                     {"mean_nll", result.mean_nll},
                     {"kl", result.kl},
                     {"tokens", result.tokens},
@@ -46,12 +47,13 @@ std::string QualityResultsJson(const std::vector<QualityResult>& results) {
 std::string QualityTable(const std::vector<QualityResult>& results) {
   std::string text;
   char line[128];
-  std::snprintf(line, sizeof(line), "%-12s %12s %14s %10s %8s\n", "weight type", "nats a token", "KL from f32",
-                "tokens", "tasks");
+  std::snprintf(line, sizeof(line), "%-12s %-8s %12s %14s %10s %8s\n", "weight type", "KV type", "nats a token",
+                "KL from f32", "tokens", "tasks");
   text += line;
   for (const QualityResult& result : results) {
     const TaskScore all = All(result.tasks);
-    std::snprintf(line, sizeof(line), "%-12s %12.6f %14s %10llu %8s\n", std::string(Name(result.weight_type)).c_str(),
+    std::snprintf(line, sizeof(line), "%-12s %-8s %12.6f %14s %10llu %8s\n",
+                  std::string(Name(result.weight_type)).c_str(), std::string(Name(result.kv_type)).c_str(),
                   result.mean_nll, Format("%.3e", result.kl).c_str(), static_cast<unsigned long long>(result.tokens),
                   all.tasks > 0 ? Format("%.1f%%", 100 * all.share()).c_str() : "-");
     text += line;

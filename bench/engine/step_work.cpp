@@ -7,7 +7,6 @@ namespace moe {
 namespace {
 
 constexpr double kOperationsAWeight = 2;  // a multiplication and an addition
-constexpr double kCacheElementBytes = 4;  // the KV cache is fp32
 
 // Elements that a position has in the cache of a layer.
 double CachedWidth(const AttentionSpec& attention) {
@@ -62,9 +61,9 @@ Work& Work::operator+=(const Work& other) {
   return *this;
 }
 
-double KvBytesRead(const AttentionSpec& attention, const RowRange& range) {
+double KvBytesRead(const AttentionSpec& attention, KvType type, const RowRange& range) {
   const std::size_t positions = range.first + range.rows - attention.FirstVisible(range.first);
-  return static_cast<double>(positions) * CachedWidth(attention) * kCacheElementBytes;
+  return static_cast<double>(positions) * CachedWidth(attention) * static_cast<double>(BytesPerElement(type));
 }
 
 double AttentionOperations(const AttentionSpec& attention, const RowRange& range) {
@@ -76,7 +75,8 @@ double AttentionOperations(const AttentionSpec& attention, const RowRange& range
   return kOperationsAWeight * visible * ScoreAndValueWidth(attention);
 }
 
-WorkMeter::WorkMeter(const ModelConfig& config, const WeightTypes& types) : config_(config) {
+WorkMeter::WorkMeter(const ModelConfig& config, const WeightTypes& types, KvType kv_type)
+    : config_(config), kv_type_(kv_type) {
   const auto add = [&](Dense& part, const TensorSpec& spec) {
     part.bytes += static_cast<double>(HeldBytes(spec, types));
     part.operations += kOperationsAWeight * static_cast<double>(spec.elements());
@@ -128,10 +128,10 @@ Work WorkMeter::Of(const StepShape& step) const {
     for (const LayerSpec& layer : std::span(config_.layers).subspan(stack.first_layer, stack.num_layers)) {
       for (const RowRange& range : step.ranges) {
         if (range.encode != stack.encoder) continue;
-        work.kv_bytes += KvBytesRead(layer.attention, range);
+        work.kv_bytes += KvBytesRead(layer.attention, kv_type_, range);
         work.operations += AttentionOperations(layer.attention, range);
         if (!layer.cross_attention) continue;
-        work.kv_bytes += KvBytesRead(*layer.cross_attention, SourceOf(range));
+        work.kv_bytes += KvBytesRead(*layer.cross_attention, kv_type_, SourceOf(range));
         work.operations += CrossOperations(*layer.cross_attention, range);
       }
     }

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/kv_type.h"
 #include "kernels/weight_type.h"
 #include "model/config.h"
 #include "router/engine.h"
@@ -50,7 +51,7 @@ struct Work {
 class WorkMeter {
  public:
   /// `config` outlives it.
-  WorkMeter(const ModelConfig& config, const WeightTypes& types);
+  WorkMeter(const ModelConfig& config, const WeightTypes& types, KvType kv_type);
 
   Work Of(const StepShape& step) const;
 
@@ -69,6 +70,7 @@ class WorkMeter {
   Dense& dense(bool encoder) { return encoder ? encoder_ : decoder_; }
 
   const ModelConfig& config_;
+  const KvType kv_type_;
   double embedding_row_bytes_ = 0;
   double head_bytes_ = 0;
   Dense encoder_;
@@ -77,7 +79,7 @@ class WorkMeter {
 };
 
 /// Bytes of keys and values that the rows of `range` read in a layer, each position once a step.
-double KvBytesRead(const AttentionSpec& attention, const RowRange& range);
+double KvBytesRead(const AttentionSpec& attention, KvType type, const RowRange& range);
 
 /// Operations of the scores and of the sum over values of those rows.
 double AttentionOperations(const AttentionSpec& attention, const RowRange& range);
