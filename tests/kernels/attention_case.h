@@ -29,6 +29,7 @@ struct Shape {
   bool biased = false;
   std::vector<float> sinks = {};  // one a head, or none
   float hidden_bias = kNan;       // what the bias holds at invisible positions
+  KvType type = KvType::kF32;     // of the pages
 
   std::size_t value_stride() const { return latent ? key_dim : value_dim + value_gap; }
   std::size_t pages() const { return (end + kPageTokens - 1) / kPageTokens; }
@@ -36,9 +37,32 @@ struct Shape {
 
 inline std::ostream& operator<<(std::ostream& out, const Shape& s) {
   return out << s.heads << " heads, " << s.key_dim << "/" << s.value_dim << ", [" << s.begin << ", " << s.end << ") "
-             << (s.layout == KeyLayout::kRows ? "rows" : "columns") << (s.latent ? ", latent" : "")
-             << (s.biased ? ", biased" : "") << (s.sinks.empty() ? "" : ", sinks");
+             << (s.layout == KeyLayout::kRows ? "rows" : "columns") << (s.latent ? ", latent" : "") << ", "
+             << Name(s.type) << (s.biased ? ", biased" : "") << (s.sinks.empty() ? "" : ", sinks");
 }
+
+/// What a page of that type holds of a value.
+inline float Held(KvType type, float value) { return type == KvType::kF32 ? value : Bf16ToF32(F32ToBf16(value)); }
+
+/// Elements of a page, NaN where nothing was put.
+class Page {
+ public:
+  void Resize(KvType type, std::size_t elements) {
+    if (!bytes_.empty()) return;
+    type_ = type;
+    bytes_.resize(elements * BytesPerElement(type));
+    for (std::size_t i = 0; i < elements; ++i) Put(i, kNan);
+  }
+  void Put(std::size_t index, float value) {
+    StoreRow({&value, 1}, type_ == KvType::kF32 ? WeightType::kF32 : WeightType::kBf16,
+             std::span(bytes_).subspan(index * BytesPerElement(type_), BytesPerElement(type_)));
+  }
+  const std::byte* pointer() const { return bytes_.empty() ? nullptr : bytes_.data(); }
+
+ private:
+  KvType type_ = KvType::kF32;
+  std::vector<std::byte> bytes_;
+};
 
 /// Queries and pages. Whatever may not be seen is NaN, and pages that hold nothing visible do not exist.
 class Case {
@@ -51,17 +75,9 @@ class Case {
         key_pages_(shape.pages()),
         value_pages_(shape.latent ? 0 : shape.pages()) {
     for (std::size_t at = shape.begin; at < shape.end; ++at) {
-      const std::size_t slot = at % kPageTokens;
-      std::vector<float>& keys = key_pages_[at / kPageTokens];
-      keys.resize(shape.key_dim * kPageTokens, kNan);
-      for (std::size_t i = 0; i < shape.key_dim; ++i) {
-        const bool rows = shape.layout == KeyLayout::kRows;
-        keys[rows ? slot * shape.key_dim + i : i * kPageTokens + slot] = key(at, i);
-      }
+      for (std::size_t i = 0; i < shape.key_dim; ++i) SetKey(at, i, key(at, i));
       if (shape.latent) continue;
-      std::vector<float>& values = value_pages_[at / kPageTokens];
-      values.resize(shape.value_stride() * kPageTokens, kNan);
-      for (std::size_t i = 0; i < shape.value_dim; ++i) values[slot * shape.value_stride() + i] = value(at, i);
+      for (std::size_t i = 0; i < shape.value_dim; ++i) SetValue(at, i, value(at, i));
     }
     if (!shape.biased) return;
     const std::vector<float> biases = RandomValues(shape.heads * shape.end, 23);
@@ -75,9 +91,23 @@ class Case {
   MatrixView<const float> queries() const {
     return {queries_.data(), shape_.heads, shape_.key_dim, shape_.key_dim + kGap};
   }
-  float key(std::size_t at, std::size_t i) const { return keys_[at * shape_.key_dim + i]; }
+  /// As the page holds it.
+  float key(std::size_t at, std::size_t i) const { return Held(shape_.type, keys_[at * shape_.key_dim + i]); }
   float value(std::size_t at, std::size_t i) const {
-    return shape_.latent ? key(at, i) : values_[at * shape_.value_dim + i];
+    return shape_.latent ? key(at, i) : Held(shape_.type, values_[at * shape_.value_dim + i]);
+  }
+  void SetKey(std::size_t at, std::size_t i, float to) {
+    keys_[at * shape_.key_dim + i] = to;
+    const std::size_t slot = at % kPageTokens;
+    Page& page = key_pages_[at / kPageTokens];
+    page.Resize(shape_.type, shape_.key_dim * kPageTokens);
+    page.Put(shape_.layout == KeyLayout::kRows ? slot * shape_.key_dim + i : i * kPageTokens + slot, to);
+  }
+  void SetValue(std::size_t at, std::size_t i, float to) {
+    values_[at * shape_.value_dim + i] = to;
+    Page& page = value_pages_[at / kPageTokens];
+    page.Resize(shape_.type, shape_.value_stride() * kPageTokens);
+    page.Put(at % kPageTokens * shape_.value_stride() + i, to);
   }
   /// 0 when there is none.
   float bias(std::size_t head, std::size_t at) const { return shape_.biased ? bias_[head * bias_stride() + at] : 0.0f; }
@@ -85,12 +115,13 @@ class Case {
 
   /// The outputs of heads [first, first + count), (count, value_dim); the pages are followed by `extra` null ones.
   std::vector<float> Run(const Kernels& kernels, std::size_t first, std::size_t count, std::size_t extra = 0) const {
-    const std::vector<const float*> keys = Pointers(key_pages_, extra);
-    const std::vector<const float*> values = Pointers(shape_.latent ? key_pages_ : value_pages_, extra);
+    const std::vector<const std::byte*> keys = Pointers(key_pages_, extra);
+    const std::vector<const std::byte*> values = Pointers(shape_.latent ? key_pages_ : value_pages_, extra);
     const std::size_t stride = shape_.value_dim + kGap;
     std::vector<float> padded(count * stride, kNan);  // what `out` holds before must not matter
     const MatrixView<float> out(padded.data(), count, shape_.value_dim, stride);
     AttentionTask task{.queries = queries().Rows(first, count),
+                       .type = shape_.type,
                        .key_pages = keys,
                        .key_layout = shape_.layout,
                        .value_pages = values,
@@ -115,20 +146,20 @@ class Case {
 
  private:
   std::size_t bias_stride() const { return shape_.pages() * kPageTokens + kGap; }
-  static std::vector<const float*> Pointers(const std::vector<std::vector<float>>& pages, std::size_t extra) {
-    std::vector<const float*> pointers;
-    for (const auto& page : pages) pointers.push_back(page.empty() ? nullptr : page.data());
+  static std::vector<const std::byte*> Pointers(const std::vector<Page>& pages, std::size_t extra) {
+    std::vector<const std::byte*> pointers;
+    for (const Page& page : pages) pointers.push_back(page.pointer());
     pointers.resize(pointers.size() + extra);
     return pointers;
   }
 
   Shape shape_;
   std::vector<float> queries_;
-  std::vector<float> keys_;                      // (end, key_dim)
-  std::vector<float> values_;                    // (end, value_dim)
-  std::vector<float> bias_;                      // (heads, bias_stride())
-  std::vector<std::vector<float>> key_pages_;    // by page: as the layout says
-  std::vector<std::vector<float>> value_pages_;  // by page: (kPageTokens, value_stride())
+  std::vector<float> keys_;        // (end, key_dim)
+  std::vector<float> values_;      // (end, value_dim)
+  std::vector<float> bias_;        // (heads, bias_stride())
+  std::vector<Page> key_pages_;    // by page: as the layout says
+  std::vector<Page> value_pages_;  // by page: (kPageTokens, value_stride())
 };
 
 /// The score of one position before its scale, as kernels.h promises it.

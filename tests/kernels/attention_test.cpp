@@ -44,7 +44,10 @@ std::vector<Shape> WithOptions(const Shape& plain) {
         shape.value_gap = biased == sinks ? 5 : 0;
         shape.biased = biased;
         if (sinks) shape.sinks = RandomValues(shape.heads, 24);
-        shapes.push_back(shape);
+        for (const KvType type : {KvType::kF32, KvType::kBf16}) {
+          shape.type = type;
+          shapes.push_back(shape);
+        }
       }
     }
   }
@@ -65,13 +68,6 @@ std::vector<Shape> OptionShapes() {
   for (std::size_t heads = 1; heads <= 9; ++heads) add({heads, 18, 17, 3, 75});
   for (const std::size_t heads : Counts{31, 32, 33, 67}) add({heads, 18, 17, 30, 66});
   for (const std::size_t dim : Counts{1, 7, 15, 16, 17, 31, 32, 33, 47, 48, 64, 100}) add({5, dim, 101 - dim, 1, 70});
-  // Every first and last position that a page can have.
-  for (std::size_t slot = 0; slot < kPageTokens; ++slot) {
-    shapes.push_back(Latent(3, 24, 20, slot, 64));
-    shapes.push_back(Latent(3, 24, 20, 64, 65 + slot));
-  }
-  for (const std::size_t heads : Counts{1, 2, 5, 16, 33}) shapes.push_back(Latent(heads, 72, 64, 20, 100));
-  shapes.push_back(Latent(40, 576, 512, 10, 70));
   // Sinks that take everything, nothing, and something in between.
   for (const KeyLayout layout : {KeyLayout::kColumns, KeyLayout::kRows}) {
     shapes.push_back({7, 18, 17, 3, 75, layout, false, 0, false, {1e30f, -1e30f, kMinusInfinity, 80, -80, 0, 10}});
@@ -80,9 +76,21 @@ std::vector<Shape> OptionShapes() {
 }
 
 std::vector<Shape> Shapes() {
-  std::vector<Shape> shapes = ColumnShapes();
-  const std::vector<Shape> options = OptionShapes();
-  shapes.insert(shapes.end(), options.begin(), options.end());
+  std::vector<Shape> plain = ColumnShapes();
+  for (const std::size_t heads : Counts{1, 2, 5, 16, 33}) plain.push_back(Latent(heads, 72, 64, 20, 100));
+  plain.push_back(Latent(40, 576, 512, 10, 70));
+  // Every first and last position that a page can have.
+  for (std::size_t slot = 0; slot < kPageTokens; ++slot) {
+    plain.push_back(Latent(3, 24, 20, slot, 64));
+    plain.push_back(Latent(3, 24, 20, 64, 65 + slot));
+  }
+  std::vector<Shape> shapes = OptionShapes();
+  for (const Shape& shape : plain) {
+    for (const KvType type : {KvType::kF32, KvType::kBf16}) {
+      shapes.push_back(shape);
+      shapes.back().type = type;
+    }
+  }
   return shapes;
 }
 
@@ -210,11 +218,41 @@ TEST_P(Attention, ASinkAsHighAsTheOnlyScoreTakesHalf) {
   for (std::size_t i = 0; i < 20; ++i) EXPECT_EQ(got[i], c.value(70, i) / 2);
 }
 
+// What is not finite stays where it belongs: a value in its column, a key's score in its head's weights.
+
+TEST_P(Attention, PropagatesValuesThatAreNotFinite) {
+  const float infinity = -kMinusInfinity;
+  for (const float bad : {infinity, kMinusInfinity, kNan}) {
+    for (const Shape& shape : WithOptions({3, 20, 24, 5, 90})) {
+      Case c(shape);
+      const std::vector<float> without = c.Run(kernels());
+      constexpr std::size_t kColumn = 18;  // behind the last whole vector
+      c.SetValue(70, kColumn, bad);
+      const std::vector<float> got = c.Run(kernels());
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        if (i % 24 == kColumn) {
+          EXPECT_TRUE(std::isnan(bad) ? std::isnan(got[i]) : got[i] == bad) << shape << ": " << got[i];
+        } else {
+          EXPECT_EQ(got[i], without[i]) << shape << " value " << i;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Attention, OfAKeyThatIsNotANumberIsNotANumber) {
+  for (const Shape& shape : WithOptions({2, 20, 24, 5, 90})) {
+    Case c(shape);
+    c.SetKey(70, 19, kNan);
+    for (const float value : c.Run(kernels())) EXPECT_TRUE(std::isnan(value)) << shape;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Simd, Attention, EachAvailable(), NameOf);
 
 TEST(AttentionDeath, RejectsTasksThatDoNotFit) {
   const std::vector<float> zeros(64 * 16, 0.0f);
-  const std::vector<const float*> pages(2, zeros.data());
+  const std::vector<const std::byte*> pages(2, reinterpret_cast<const std::byte*>(zeros.data()));
   std::vector<float> results(2 * 16);
   const AttentionTask good{.queries = {zeros.data(), 2, 16},
                            .key_pages = pages,

@@ -14,10 +14,11 @@
 namespace moe {
 namespace {
 
+using ::testing::Each;
 using ::testing::Le;
 
 /// Sequences that grow by random chunks in turns, and are released and begun again. Checks after every step that what a
-/// query sees is held, by one sequence only, within what was said to be needed.
+/// query sees is held, by one sequence only, within what was said to be needed, and holds what was stored there.
 class GrowingSequences {
  public:
   GrowingSequences(const ModelConfig& config, const KvLimits& limits, std::uint32_t seed)
@@ -31,6 +32,7 @@ class GrowingSequences {
       if (sequence.pages.groups.empty()) Begin(sequence);
       Grow(sequence);
       CheckOwners();
+      CheckStored(sequence);
       if (sequence.length == sequence.demand.tokens || Random(0, 40) == 0) {
         cache_.Release(sequence.pages);
         sequence = {};
@@ -46,6 +48,7 @@ class GrowingSequences {
     KvDemand demand;
     KvPages pages;
     std::size_t length = 0;
+    std::byte number{0};  // what its pages are filled with, modulo 256
   };
 
   std::size_t Random(std::size_t least, std::size_t most) {
@@ -55,6 +58,7 @@ class GrowingSequences {
   void Begin(Sequence& sequence) {
     // A share of the tokens each: then they fit together.
     sequence.demand.tokens = Random(1, limits_.tokens / limits_.max_sequences);
+    sequence.number = static_cast<std::byte>(Random(0, 255));
     sequence.pages = Reserved(config_, cache_, sequence.demand);
   }
 
@@ -70,7 +74,37 @@ class GrowingSequences {
       EXPECT_THAT(Held(held), Le(cache_.PagesNeeded(sequence.demand)[g]));
       EXPECT_EQ(Held(held) + held.reserved, cache_.PagesNeeded(sequence.demand)[g]) << "what it returns it may retake";
     }
+    for (std::size_t position = sequence.length; position < end; ++position) {
+      ForEachElement(sequence, position, [&](std::span<std::byte> element) {
+        std::ranges::fill(element, sequence.number ^ static_cast<std::byte>(position));
+      });
+    }
     sequence.length = end;
+  }
+
+  /// Calls visit(bytes) for the first key and for all values of a position in every layer.
+  template <typename Visit>
+  void ForEachElement(const Sequence& sequence, std::size_t position, const Visit& visit) {
+    constexpr KvCache::Use kUse = KvCache::Use::kSelf;
+    const std::size_t bytes = BytesPerElement(limits_.type);
+    for (std::size_t layer = 0; layer < config_.layers.size(); ++layer) {
+      const PageId page = sequence.pages.groups[cache_.group_of(layer, kUse)].pages[position / kPageTokens];
+      const std::size_t slot = position % kPageTokens;
+      const std::size_t dim = static_cast<std::size_t>(config_.layers[layer].attention.head_dim);
+      visit(cache_.keys(layer, kUse, page, 0).subspan(slot * bytes, bytes));
+      visit(cache_.values(layer, kUse, page, 0).subspan(slot * dim * bytes, dim * bytes));
+    }
+  }
+
+  /// What the next query sees of the sequence.
+  void CheckStored(const Sequence& sequence) {
+    std::size_t first = 0;
+    for (const KvGroup& group : KvGroups(config_)) first = std::max(first, group.FirstVisible(sequence.length));
+    for (std::size_t position = first; position < sequence.length; ++position) {
+      ForEachElement(sequence, position, [&](std::span<std::byte> element) {
+        EXPECT_THAT(element, Each(sequence.number ^ static_cast<std::byte>(position))) << "position " << position;
+      });
+    }
   }
 
   void CheckOwners() {
@@ -104,7 +138,8 @@ TEST(KvCache, HoldsWhatQueriesSeeAndNoMoreThanItSaid) {
     const KvLimits limits{.tokens = sequences * kPageTokens * static_cast<std::size_t>(any(12)),
                           .max_sequences = sequences,
                           .max_step_tokens = chunk,
-                          .max_chunk = chunk};
+                          .max_chunk = chunk,
+                          .type = seed % 2 == 0 ? KvType::kF32 : KvType::kBf16};
     GrowingSequences(config, limits, seed).Run(100);
     ASSERT_FALSE(HasFailure()) << "seed " << seed;
   }

@@ -69,6 +69,18 @@ TEST(KvPlan, HasRoomForAllTokens) {
               ElementsAre(1));
 }
 
+TEST(KvPlan, OfBf16TakesHalfTheBytes) {
+  KvLimits limits = kLimits;
+  limits.type = KvType::kBf16;
+  for (const ModelConfig& config : {Plain(), Latent(), Windowed(8), Alternating(8, 0), EncoderDecoder()}) {
+    const KvPlan wide = PlanKv(config, kLimits);
+    const KvPlan narrow = PlanKv(config, limits);
+    EXPECT_EQ(narrow.type, KvType::kBf16);
+    EXPECT_EQ(narrow.pages, wide.pages);
+    EXPECT_EQ(2 * narrow.bytes, wide.bytes);
+  }
+}
+
 TEST(KvPlan, OfLatentAttentionHoldsTheLatent) {
   EXPECT_EQ(PlanKv(Latent(), kLimits).bytes, 32 * 2 * (12 + 4) * kFloatPage) << "not 8 heads of 10 and 5";
 }
@@ -250,11 +262,15 @@ void ForEachBlock(KvCache& cache, const ModelConfig& config, const KvPlan& plan,
   std::uint32_t number = 0;
   const auto attention = [&](std::size_t layer, KvCache::Use use, const AttentionSpec& spec) {
     const std::size_t group = cache.group_of(layer, use);
-    const std::size_t floats = static_cast<std::size_t>(spec.head_dim) * kPageTokens;
+    const std::size_t bytes = static_cast<std::size_t>(spec.head_dim) * kPageTokens * BytesPerElement(plan.type);
     for (PageId page = 0; page < plan.pages[group]; ++page) {
       for (std::size_t head = 0; head < static_cast<std::size_t>(spec.num_kv_heads); ++head) {
-        visit(std::span(cache.keys(layer, use, page, head), floats), ++number);
-        visit(std::span(cache.values(layer, use, page, head), floats), ++number);
+        for (const std::span<std::byte> block :
+             {cache.keys(layer, use, page, head), cache.values(layer, use, page, head)}) {
+          EXPECT_EQ(block.size(), bytes);
+          EXPECT_EQ(reinterpret_cast<std::uintptr_t>(block.data()) % kAlignment, 0u);
+          visit(block, ++number);
+        }
       }
     }
   };
@@ -268,21 +284,26 @@ void ForEachBlock(KvCache& cache, const ModelConfig& config, const KvPlan& plan,
 }
 
 TEST(KvCacheMemory, BlocksOfLayersHeadsAndPagesDoNotOverlap) {
-  for (const ModelConfig& config : {Plain(), Alternating(8, 0), EncoderDecoder()}) {
-    const KvPlan plan = PlanKv(config, {.tokens = 96, .max_sequences = 1, .max_step_tokens = 40, .max_chunk = 8});
-    KvCache cache(config, plan);
-    const auto element = [](std::uint32_t block, std::size_t i) {
-      return static_cast<float>(block * 4096 + static_cast<std::uint32_t>(i));
-    };
-    ForEachBlock(cache, config, plan, [&](std::span<float> block, std::uint32_t number) {
-      for (std::size_t i = 0; i < block.size(); ++i) block[i] = element(number, i);
-    });
-    std::size_t bytes = 0;
-    ForEachBlock(cache, config, plan, [&](std::span<float> block, std::uint32_t number) {
-      bytes += block.size_bytes();
-      for (std::size_t i = 0; i < block.size(); ++i) ASSERT_EQ(block[i], element(number, i)) << "block " << number;
-    });
-    EXPECT_EQ(bytes, plan.bytes) << "and nothing is wasted";
+  for (const KvType type : {KvType::kF32, KvType::kBf16}) {
+    for (const ModelConfig& config : {Plain(), Alternating(8, 0), EncoderDecoder()}) {
+      const KvPlan plan = PlanKv(
+          config, {.tokens = 96, .max_sequences = 1, .max_step_tokens = 40, .max_chunk = 8, .type = type});
+      KvCache cache(config, plan);
+      // Two bytes tell blocks and places in them apart: every place has the number of its block.
+      const auto byte = [](std::uint32_t block, std::size_t i) {
+        return static_cast<std::byte>(i % 2 == 0 ? block : block >> 8);
+      };
+      std::size_t bytes = 0;
+      ForEachBlock(cache, config, plan, [&](std::span<std::byte> block, std::uint32_t number) {
+        ASSERT_LT(number, 1u << 16);
+        bytes += block.size();
+        for (std::size_t i = 0; i < block.size(); ++i) block[i] = byte(number, i);
+      });
+      EXPECT_EQ(bytes, plan.bytes) << "and nothing is wasted";
+      ForEachBlock(cache, config, plan, [&](std::span<std::byte> block, std::uint32_t number) {
+        for (std::size_t i = 0; i < block.size(); ++i) ASSERT_EQ(block[i], byte(number, i)) << "block " << number;
+      });
+    }
   }
 }
 
@@ -290,18 +311,25 @@ TEST(KvCacheMemory, LayersOfAnEncoderUseTheSameOne) {
   const ModelConfig config = EncoderDecoder();
   KvCache cache(config, PlanKv(config, kLimits));
   EXPECT_EQ(cache.group_of(0, KvCache::Use::kSelf), cache.group_of(1, KvCache::Use::kSelf));
-  EXPECT_EQ(cache.keys(0, KvCache::Use::kSelf, 1, 0), cache.keys(1, KvCache::Use::kSelf, 1, 0));
-  EXPECT_NE(cache.keys(2, KvCache::Use::kCross, 1, 0), cache.keys(3, KvCache::Use::kCross, 1, 0));
+  const auto keys = [&](std::size_t layer, KvCache::Use use) { return cache.keys(layer, use, 1, 0).data(); };
+  EXPECT_EQ(keys(0, KvCache::Use::kSelf), keys(1, KvCache::Use::kSelf));
+  EXPECT_NE(keys(2, KvCache::Use::kCross), keys(3, KvCache::Use::kCross));
   EXPECT_NE(cache.group_of(2, KvCache::Use::kSelf), cache.group_of(2, KvCache::Use::kCross));
 }
 
 TEST(KvCacheMemory, LatentRowsAreKeysAndValues) {
   const ModelConfig config = Latent();
-  KvCache cache(config, {.pages = {2}, .max_chunk = 1});
-  const KvCache::Use use = KvCache::Use::kSelf;
-  EXPECT_EQ(cache.values(0, use, 0, 0), cache.keys(0, use, 0, 0));
-  EXPECT_EQ(cache.keys(1, use, 0, 0) - cache.keys(0, use, 0, 0), 16 * std::ptrdiff_t{kPageTokens});
-  EXPECT_EQ(cache.keys(0, use, 1, 0) - cache.keys(0, use, 0, 0), 2 * 16 * std::ptrdiff_t{kPageTokens});
+  for (const KvType type : {KvType::kF32, KvType::kBf16}) {
+    KvCache cache(config, {.pages = {2}, .max_chunk = 1, .type = type});
+    const auto keys = [&](std::size_t layer, PageId page) {
+      return cache.keys(layer, KvCache::Use::kSelf, page, 0);
+    };
+    const std::size_t bytes = 16 * kPageTokens * BytesPerElement(type);
+    EXPECT_EQ(cache.values(0, KvCache::Use::kSelf, 0, 0).data(), keys(0, 0).data());
+    EXPECT_EQ(keys(0, 0).size(), bytes);
+    EXPECT_EQ(keys(1, 0).data() - keys(0, 0).data(), static_cast<std::ptrdiff_t>(bytes));
+    EXPECT_EQ(keys(0, 1).data() - keys(0, 0).data(), static_cast<std::ptrdiff_t>(2 * bytes));
+  }
 }
 
 }  // namespace

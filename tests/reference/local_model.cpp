@@ -85,7 +85,8 @@ LocalModel::LocalModel(const std::filesystem::path& folder, const Options& optio
   const KvPlan plan = PlanKv(config_, {.tokens = options.max_sequences * PagesFor(options.max_positions) * kPageTokens,
                                        .max_sequences = options.max_sequences,
                                        .max_step_tokens = options.max_step_tokens,
-                                       .max_chunk = options.max_step_tokens});
+                                       .max_chunk = options.max_step_tokens,
+                                       .type = options.kv_type});
   backend_ = MakeCpuDenseBackend(config_, std::move(weights), kernels_, pool_,
                                  {.kv = plan, .max_step_tokens = options.max_step_tokens});
   decoder_.emplace(config_, *backend_, options.max_step_tokens, options.max_step_tokens);

@@ -39,6 +39,7 @@ class LocalModel {
     std::size_t max_sequences = 16;   // that have not been released, at a time
     std::size_t max_positions = 128;  // of a sequence
     std::size_t max_step_tokens = 64;
+    KvType kv_type = KvType::kF32;
   };
 
   /// The tokens of one sequence that are in the cache. Belongs to one model.

@@ -45,7 +45,8 @@ KvPlan PlanCache(const HarnessOptions& options, const ModelConfig& config) {
   return PlanKv(config, {.tokens = options.kv_pages * kPageTokens,
                          .max_sequences = options.max_sequences,
                          .max_step_tokens = options.max_step_tokens,
-                         .max_chunk = std::min(chunk, options.max_step_tokens)});
+                         .max_chunk = std::min(chunk, options.max_step_tokens),
+                         .type = options.kv_type});
 }
 
 void ExpectSameFloats(const std::vector<float>& actual, const std::vector<float>& expected, const char* what) {

@@ -49,6 +49,7 @@ struct HarnessOptions {
   std::size_t max_step_tokens = 64;
   std::size_t prefill_chunk = 0;
   std::size_t kv_pages = 64;  // of kPageTokens positions, where a layer keeps all of them
+  KvType kv_type = KvType::kF32;
   std::size_t max_queued = 1024;
   std::chrono::milliseconds drain_timeout{600'000};
 };

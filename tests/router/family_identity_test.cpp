@@ -64,11 +64,32 @@ std::vector<Case> Cases() {
   return cases;
 }
 
+/// Grouped heads, a window, latents, sinks with windows in turns, chunks, an encoder with cross attention and relative
+/// bias: every form of attention, over a cache that rounds.
+std::vector<Case> RoundedCacheCases() {
+  std::vector<Case> cases;
+  for (const char* name : {"goldens/qwen3_moe", "option_goldens/mixtral_window", "goldens/deepseek_v2",
+                           "goldens/gpt_oss", "goldens/llama4_text", "goldens/switch_base"}) {
+    const std::string model = Cat("tests/", name);
+    const bool encoder = ReadModelConfig(SourcePath(model))->has_encoder();
+    for (Arrangement& arrangement : Arrangements(0)) {
+      if (encoder && !arrangement.whole_sources) continue;
+      arrangement.options.model = model;
+      arrangement.options.kv_type = KvType::kBf16;
+      cases.push_back({Cat(CaseName(model), "_", arrangement.name), arrangement.options});
+    }
+  }
+  return cases;
+}
+
 class FamilyIdentity : public testing::TestWithParam<Case> {};
 
 TEST_P(FamilyIdentity, GivesTheBitsOfThePlainRun) { ExpectPlainBits(GetParam().options); }
 
 INSTANTIATE_TEST_SUITE_P(All, FamilyIdentity, testing::ValuesIn(Cases()),
+                         [](const auto& test) { return test.param.name; });
+
+INSTANTIATE_TEST_SUITE_P(Bf16Cache, FamilyIdentity, testing::ValuesIn(RoundedCacheCases()),
                          [](const auto& test) { return test.param.name; });
 
 }  // namespace

@@ -13,14 +13,16 @@
 namespace moe {
 namespace {
 
-/// What each request gives when there is no other; computed once a model.
-const std::vector<Client>& Plain(const std::string& model) {
-  static std::map<std::string, std::vector<Client>> cache;
-  std::vector<Client>& plain = cache[model];
+/// What each request gives when there is no other; computed once a model and type of the cache.
+const std::vector<Client>& Plain(const std::string& model, KvType kv_type) {
+  static std::map<std::pair<std::string, KvType>, std::vector<Client>> cache;
+  std::vector<Client>& plain = cache[{model, kv_type}];
   if (!plain.empty()) return plain;
   const ModelConfig config = EngineHarness({.model = model}).config();
   for (SequenceRequest& request : MixedRequests(config))
-    plain.push_back(EngineHarness({.model = model, .max_step_tokens = 128}).RunAll({std::move(request)}).front());
+    plain.push_back(EngineHarness({.model = model, .max_step_tokens = 128, .kv_type = kv_type})
+                        .RunAll({std::move(request)})
+                        .front());
   return plain;
 }
 
@@ -78,7 +80,7 @@ std::vector<SequenceRequest> MixedRequests(const ModelConfig& config) {
 void ExpectPlainBits(const HarnessOptions& options) {
   EngineHarness harness(options);
   const std::vector<Client> clients = harness.RunAll(MixedRequests(harness.config()));
-  const std::vector<Client>& plain = Plain(options.model);
+  const std::vector<Client>& plain = Plain(options.model, options.kv_type);
   ASSERT_EQ(clients.size(), plain.size());
   for (std::size_t i = 0; i < clients.size(); ++i) {
     SCOPED_TRACE("request " + std::to_string(i));

@@ -39,7 +39,7 @@ constexpr RowRange kPrefill{.first = 0, .rows = 3};
 TEST(WorkMeter, TouchesDenseWeightsOnceAndEachDistinctExpertOnce) {
   const ModelConfig config = SmallModel("3");
   const std::vector<std::uint64_t> tokens = {4, 0, 3, 1, 0, 0, 8, 0};
-  const Work work = WorkMeter(config, WeightType::kBf16)
+  const Work work = WorkMeter(config, WeightType::kBf16, KvType::kF32)
                         .Of({.ranges = {kDecode, kPrefill}, .logit_rows = 1, .expert_tokens = tokens});
   EXPECT_EQ(work.steps, 1u);
   EXPECT_EQ(work.rows, 4u);
@@ -54,8 +54,8 @@ TEST(WorkMeter, WeighsBytesByTheTypeThatWeightsAreHeldIn) {
   const ModelConfig config = SmallModel("3");
   const std::vector<std::uint64_t> tokens = {1, 1, 0, 0, 0, 0, 0, 0};
   const StepShape step{.ranges = {kDecode}, .logit_rows = 1, .expert_tokens = tokens};
-  const double narrow = WorkMeter(config, WeightType::kBf16).Of(step).weight_bytes;
-  const double wide = WorkMeter(config, WeightType::kF32).Of(step).weight_bytes;
+  const double narrow = WorkMeter(config, WeightType::kBf16, KvType::kF32).Of(step).weight_bytes;
+  const double wide = WorkMeter(config, WeightType::kF32, KvType::kF32).Of(step).weight_bytes;
   EXPECT_EQ(wide - narrow, 2 * (2 * kAttention + 8 + 100 * 8 + 2 * kExpert));
 }
 
@@ -63,9 +63,9 @@ TEST(WorkMeter, ReadsTheCacheOnceASequenceAndNotBeyondTheWindow) {
   const std::vector<std::uint64_t> tokens(8);
   const StepShape step{.ranges = {kDecode, kPrefill}, .expert_tokens = tokens};
   const ModelConfig everything = SmallModel("null");
-  EXPECT_EQ(WorkMeter(everything, WeightType::kBf16).Of(step).kv_bytes, 2 * (6 + 3) * kPosition);
+  EXPECT_EQ(WorkMeter(everything, WeightType::kBf16, KvType::kF32).Of(step).kv_bytes, 2 * (6 + 3) * kPosition);
   const ModelConfig window = SmallModel("3");
-  const Work work = WorkMeter(window, WeightType::kBf16).Of(step);
+  const Work work = WorkMeter(window, WeightType::kBf16, KvType::kF32).Of(step);
   EXPECT_EQ(work.kv_bytes, 2 * (3 + 3) * kPosition);
   EXPECT_EQ(work.bytes(), work.weight_bytes + work.kv_bytes);
 }
@@ -79,16 +79,16 @@ TEST(WorkMeter, CountsTheOperationsThatAreDone) {
   // Scores and sum over values: two heads of 4 elements, (row, position) pairs seen.
   const double a_pair = 2.0 * 2 * (4 + 4);
   const ModelConfig everything = SmallModel("null");
-  EXPECT_EQ(WorkMeter(everything, WeightType::kBf16).Of(step).operations,
+  EXPECT_EQ(WorkMeter(everything, WeightType::kBf16, KvType::kF32).Of(step).operations,
             dense + head + experts + 2 * (6 + 1 + 2 + 3) * a_pair);
   const ModelConfig window = SmallModel("3");
-  EXPECT_EQ(WorkMeter(window, WeightType::kBf16).Of(step).operations,
+  EXPECT_EQ(WorkMeter(window, WeightType::kBf16, KvType::kF32).Of(step).operations,
             dense + head + experts + 2 * (3 + 1 + 2 + 3) * a_pair);
 }
 
 TEST(WorkMeter, LeavesTheHeadOutWhereNobodyWantsLogits) {
   const ModelConfig config = SmallModel("3");
-  const WorkMeter meter(config, WeightType::kBf16);
+  const WorkMeter meter(config, WeightType::kBf16, KvType::kF32);
   const std::vector<std::uint64_t> tokens(8);
   const StepShape without{.ranges = {{.first = 0, .rows = 2}}, .expert_tokens = tokens};
   StepShape with = without;
@@ -99,14 +99,14 @@ TEST(WorkMeter, LeavesTheHeadOutWhereNobodyWantsLogits) {
 
 TEST(WorkMeter, TouchesOnlyTheStackThatRan) {
   const ModelConfig config = *ReadModelConfig(std::filesystem::path(MOE_SOURCE_DIR) / "tests/goldens/switch_base");
-  const WorkMeter meter(config, WeightType::kF32);
+  const WorkMeter meter(config, WeightType::kF32, KvType::kF32);
   const std::vector<std::uint64_t> tokens(config.sparse_layers().size() *
                                           static_cast<std::size_t>(config.num_experts()));
   const Work encode = meter.Of({.ranges = {{.rows = 3, .encode = true}}, .expert_tokens = tokens});
   const Work decode = meter.Of({.ranges = {{.first = 4, .rows = 1, .source = 3}}, .expert_tokens = tokens});
   const double row = config.hidden * 4.0;
   const double tables = 2 * config.vocab_size * row;  // embedding and, tied, once more as the head
-  const double dense = static_cast<double>(DenseBytes(config, WeightType::kF32));
+  const double dense = static_cast<double>(DenseBytes(config, WeightType::kF32, KvType::kF32));
   EXPECT_EQ(encode.weight_bytes + decode.weight_bytes, dense - tables + 4 * row);
   EXPECT_GT(encode.weight_bytes, 0.2 * dense - tables);
   // Every encoder row sees all of the source; a decoder row sees its own past and the source.
@@ -123,13 +123,13 @@ TEST(AttentionOperations, OfALatentAreAsWideAsTheLatent) {
                              .head_dim = 5,
                              .latent = LatentSpec{.kv_rank = 6, .nope_dim = 3, .rope_dim = 2, .value_dim = 4}};
   const RowRange range{.first = 4, .rows = 2};
-  EXPECT_EQ(KvBytesRead(latent, range), 6 * (6 + 2) * 4);
+  EXPECT_EQ(KvBytesRead(latent, KvType::kF32, range), 6 * (6 + 2) * 4);
   EXPECT_EQ(AttentionOperations(latent, range), 2.0 * (5 + 6) * 3 * ((6 + 2) + 6));
 }
 
 TEST(AttentionOperations, EndWithAChunkAndSeeAllWithoutACause) {
   const AttentionSpec chunked{.num_heads = 1, .num_kv_heads = 1, .head_dim = 1, .chunk = 4};
-  EXPECT_EQ(KvBytesRead(chunked, {.first = 5, .rows = 2}), 3 * 2 * 4);
+  EXPECT_EQ(KvBytesRead(chunked, KvType::kF32, {.first = 5, .rows = 2}), 3 * 2 * 4);
   EXPECT_EQ(AttentionOperations(chunked, {.first = 5, .rows = 2}), 2.0 * (2 + 3) * 2);
   const AttentionSpec both_ways{.num_heads = 1, .num_kv_heads = 1, .head_dim = 1, .causal = false};
   EXPECT_EQ(AttentionOperations(both_ways, {.first = 0, .rows = 3}), 2.0 * (3 * 3) * 2);
