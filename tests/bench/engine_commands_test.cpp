@@ -41,6 +41,7 @@ TEST_F(Program, EngineWritesTheEnvelopeWithTheMachinesRoofs) {
     EXPECT_EQ(result["test"], tests[i].first);
     EXPECT_EQ(result["batch"], tests[i].second);
     EXPECT_EQ(result["weight_type"], "bf16");
+    EXPECT_EQ(result["kv_type"], "f32");
     EXPECT_EQ(result["threads"], 1);
     EXPECT_EQ(result["ranks"], 1);
     EXPECT_EQ(result["transport"], "inprocess");
@@ -55,9 +56,9 @@ TEST_F(Program, EngineWritesTheEnvelopeWithTheMachinesRoofs) {
 
 TEST_F(Program, EnginePrintsATable) {
   const Outcome run = Run(Cat("engine --model ", Source("models/eight-languages-dense"),
-                              " -p 4 -n 0 -b 1 -r 1 --weight-type f32 --no-roofs"));
+                              " -p 4 -n 0 -b 1 -r 1 --weight-type f32 --kv-type bf16 --no-roofs"));
   ASSERT_EQ(run.exit_code, 0) << run.err;
-  EXPECT_THAT(run.out, HasSubstr("eight-languages-dense, f32, 1 rank(s)"));
+  EXPECT_THAT(run.out, HasSubstr("eight-languages-dense, f32, KV cache bf16, 1 rank(s)"));
   EXPECT_THAT(run.out, HasSubstr("\npp4 "));
 }
 
@@ -70,7 +71,10 @@ TEST_F(Program, KernelsAreMeasuredBesideTheRoofs) {
   EXPECT_EQ(report["kind"], "kernels");
   EXPECT_GT(report["host"]["read_bandwidth_bytes_per_s"], 0);
   EXPECT_EQ(report["config"]["rows"], "1,2");
-  ASSERT_EQ(report["results"]["kernels"].size(), 3u * 2 + 1);
+  const json& kernels = report["results"]["kernels"];
+  ASSERT_EQ(kernels.size(), 3u * 2 + 2);
+  EXPECT_EQ(kernels[6]["weight_type"], "f32") << "of the cache";
+  EXPECT_EQ(kernels[7]["weight_type"], "bf16");
   for (const json& kernel : report["results"]["kernels"]) {
     EXPECT_GT(kernel["share_of_bandwidth"], 0) << kernel;
     EXPECT_GT(kernel["share_of_peak"], 0) << kernel;
@@ -138,6 +142,7 @@ TEST_F(Program, CommandsRefuseBadUsageInOneSentence) {
       {Cat("engine --model ", model, " -b 0"), "-b 0"},
       {Cat("engine --model ", model, " -r 0"), "-r is 0"},
       {Cat("engine --model ", model, " --weight-type int3"), "int3"},
+      {Cat("engine --model ", model, " --kv-type f16"), "f16"},
       {Cat("engine --model ", model, " --transport mpi"), "mpirun"},
       {Cat("engine --model ", model, " --placement diagonal"), "diagonal"},
       {Cat("engine --model ", model, " --output /nonexistent/x"), "/nonexistent/x"},
@@ -152,11 +157,13 @@ TEST_F(Program, CommandsRefuseBadUsageInOneSentence) {
       {"kernels --rows 0", "--rows 0"},
       {"kernels --models gpt-5", "gpt-5 is unknown"},
       {"kernels --weight-types int3", "int3 is unknown"},
+      {"kernels --kv-types f16", "--kv-types f16 is unknown"},
       {Cat("quality --text ", text), "--model"},
       {Cat("quality --model ", model), "--text"},
       {Cat("quality --model ", model, " --text /nonexistent"), "/nonexistent"},
       {Cat("quality --model /nonexistent --text ", text), "/nonexistent"},
       {Cat("quality --model ", model, " --text ", text, " --weight-type f32,f17"), "f17"},
+      {Cat("quality --model ", model, " --text ", text, " --kv-type f16"), "f16"},
       {Cat("quality --model ", model, " --text ", text, " --window 1"), "--window 1"},
       {Cat("quality --model ", model, " --text ", text, " --window 1000"), "context of 512"},
       {Cat("quality --model ", model, " --text ", text, " --tasks ", folder_, "/bad.jsonl"), "line 1"},

@@ -60,6 +60,7 @@ class BadInputTest(serving.ServingTest):
         for flag, value, *needles in (
                 ("--frobnicate", "7", "--frobnicate"),
                 ("--weight-type", "int3", "--weight-type", "int3", "bf16"),
+                ("--kv-type", "f16", "--kv-type", "f16", "bf16"),
                 ("--placement", "magic", "--placement", "magic", "round_robin"),
                 ("--transport", "pigeon", "--transport", "pigeon", "mpi"),
                 ("--backend", "tpu", "--backend", "tpu", "cpu"),

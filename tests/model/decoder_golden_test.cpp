@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -146,6 +147,46 @@ TEST_P(GoldenModel, GreedyContinuationsAreTheGoldens) {
     for (const std::vector<float>& step : continuation.logits) all.insert(all.end(), step.begin(), step.end());
     ExpectNear(all, golden_.tensor(steps).floats, golden_.logit_tolerance);
   }
+}
+
+/// The first row of which two runs choose different experts in some layer; `rows` when there is none.
+std::size_t FirstRowRoutedOtherwise(const StepTrace& a, const StepTrace& b, std::size_t rows) {
+  std::size_t first = rows;
+  for (std::size_t layer = 0; layer < a.routes.size(); ++layer) {
+    const std::size_t k = a.routes[layer].ids.size() / rows;
+    const auto chosen = [&](const StepTrace& trace, std::size_t row) {
+      const auto ids = std::span(trace.routes[layer].ids).subspan(row * k, k);
+      return std::set<std::int32_t>(ids.begin(), ids.end());
+    };
+    for (std::size_t row = 0; row < first; ++row)
+      if (chosen(a, row) != chosen(b, row)) first = row;
+  }
+  return first;
+}
+
+// What a cache of bf16 costs. A key or a value is off by at most 2^-9 of itself (7 bits of fraction and the hidden
+// one). A sum of values is off by as much, and by as much again where weights move with their scores (for scores of
+// order 1); a layer adds that to the stream, and the next norm keeps it in proportion. So the logits should be off by
+// about layers * 2 * 2^-9 of the largest, less where errors average out: the bound. It ends where a gate that was near
+// a tie chooses another expert. And they must differ, by more than the orders of sums do.
+TEST_P(GoldenDecoder, ACacheOfBf16MovesLogitsByItsRoundingAndNoMore) {
+  LocalModel exact = Make();
+  LocalModel rounded(folder(), {.kernels = std::get<1>(GetParam()), .max_step_tokens = 128, .kv_type = KvType::kBf16});
+  const std::vector<std::uint32_t>& ids = golden_.prompts[0].ids;
+  LocalModel::Sequence first, second;
+  const StepTrace expected = exact.Step(first, ids);
+  const StepTrace actual = rounded.Step(second, ids);
+  const std::size_t alike = FirstRowRoutedOtherwise(expected, actual, ids.size());
+  EXPECT_GE(alike, 2u) << "nothing is left to compare";
+  double largest = 0;
+  double worst = 0;
+  for (std::size_t i = 0; i < alike * static_cast<std::size_t>(exact.config().vocab_size); ++i) {
+    const double difference = std::abs(static_cast<double>(actual.logits[i]) - expected.logits[i]);
+    largest = std::max(largest, std::abs(static_cast<double>(expected.logits[i])));
+    worst = difference <= worst ? worst : difference;  // NaN too
+  }
+  EXPECT_LE(worst, static_cast<double>(exact.config().num_layers()) * 2 * 0x1p-9 * largest);
+  EXPECT_GT(worst, golden_.logit_tolerance);
 }
 
 // A token past its expert's capacity keeps its residual stream and nothing else: weight 0.

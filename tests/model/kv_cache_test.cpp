@@ -286,8 +286,8 @@ void ForEachBlock(KvCache& cache, const ModelConfig& config, const KvPlan& plan,
 TEST(KvCacheMemory, BlocksOfLayersHeadsAndPagesDoNotOverlap) {
   for (const KvType type : {KvType::kF32, KvType::kBf16}) {
     for (const ModelConfig& config : {Plain(), Alternating(8, 0), EncoderDecoder()}) {
-      const KvPlan plan = PlanKv(
-          config, {.tokens = 96, .max_sequences = 1, .max_step_tokens = 40, .max_chunk = 8, .type = type});
+      const KvPlan plan =
+          PlanKv(config, {.tokens = 96, .max_sequences = 1, .max_step_tokens = 40, .max_chunk = 8, .type = type});
       KvCache cache(config, plan);
       // Two bytes tell blocks and places in them apart: every place has the number of its block.
       const auto byte = [](std::uint32_t block, std::size_t i) {
@@ -321,9 +321,7 @@ TEST(KvCacheMemory, LatentRowsAreKeysAndValues) {
   const ModelConfig config = Latent();
   for (const KvType type : {KvType::kF32, KvType::kBf16}) {
     KvCache cache(config, {.pages = {2}, .max_chunk = 1, .type = type});
-    const auto keys = [&](std::size_t layer, PageId page) {
-      return cache.keys(layer, KvCache::Use::kSelf, page, 0);
-    };
+    const auto keys = [&](std::size_t layer, PageId page) { return cache.keys(layer, KvCache::Use::kSelf, page, 0); };
     const std::size_t bytes = 16 * kPageTokens * BytesPerElement(type);
     EXPECT_EQ(cache.values(0, KvCache::Use::kSelf, 0, 0).data(), keys(0, 0).data());
     EXPECT_EQ(keys(0, 0).size(), bytes);

@@ -121,6 +121,16 @@ TEST(CheckEngineBench, NamesWhatDoesNotFit) {
   EXPECT_TRUE(CheckEngineBench({}, setup).ok());
 }
 
+TEST(PlanCache, TakesTheTypeThatWasChosen) {
+  RankOptions options{.model = std::filesystem::path(MOE_SOURCE_DIR) / "models/eight-languages-moe"};
+  const KvPlan wide = *PlanCache(*PrepareEmbedded(options), 4, 100);
+  options.kv_type = KvType::kBf16;
+  const KvPlan narrow = *PlanCache(*PrepareEmbedded(options), 4, 100);
+  EXPECT_EQ(wide.type, KvType::kF32);
+  EXPECT_EQ(narrow.type, KvType::kBf16);
+  EXPECT_EQ(2 * narrow.bytes, wide.bytes);
+}
+
 TEST(PlanCache, RefusesWhatTheMachineCannotHold) {
   const RankSetup setup = *PrepareEmbedded(Model("eight-languages-moe"));
   const Result<KvPlan> plan = PlanCache(setup, std::size_t{1} << 20, std::size_t{1} << 20);
@@ -161,6 +171,7 @@ EngineTestResult SomeResult() {
 EngineBenchContext SomeContext() {
   return {.model = "m",
           .weight_type = "bf16",
+          .kv_type = "f32",
           .transport = "mpi",
           .threads = 2,
           .ranks = 3,
@@ -177,6 +188,7 @@ TEST(EngineResultsJson, HasThePromisedKeysAndFigures) {
                          {"tokens_per_s_stddev", 2.0},
                          {"step_seconds", 0.2},
                          {"weight_type", "bf16"},
+                         {"kv_type", "f32"},
                          {"threads", 2},
                          {"ranks", 3},
                          {"transport", "mpi"},
@@ -216,7 +228,7 @@ TEST(EngineResultsJson, HasTheIdleSharesOfOneProcess) {
 
 TEST(EngineTable, ShowsSpeedsBesideTheRoofs) {
   const std::string table = EngineTable({SomeResult()}, SomeContext());
-  EXPECT_THAT(table, testing::MatchesRegex("m, bf16, 3 rank\\(s\\) of 2 thread\\(s\\), mpi\n(.|\n)*"));
+  EXPECT_THAT(table, testing::MatchesRegex("m, bf16, KV cache f32, 3 rank\\(s\\) of 2 thread\\(s\\), mpi\n(.|\n)*"));
   EXPECT_THAT(table, testing::MatchesRegex(
                          "(.|\n)*tg10 +2 +10\\.0 \\+- 2\\.0 +200\\.000 +0\\.0 +3\\.00 +20\\.0% +10\\.0% +- +-\n"));
 }

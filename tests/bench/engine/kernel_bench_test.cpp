@@ -120,7 +120,7 @@ TEST(KernelBench, ReportsSharesOfTheRoofs) {
   const KernelResult result{.kernel = "matmul",
                             .model = "m",
                             .shape = "s",
-                            .weights = "bf16",
+                            .type = "bf16",
                             .rows = 4,
                             .bytes_per_s = 20e9,
                             .operations_per_s = 80e9,

@@ -114,6 +114,19 @@ TEST(RunQuality, ATypeThatChangesNothingDivergesNowhere) {
   EXPECT_EQ(results[0].kl, 0);
 }
 
+TEST(RunQuality, MeasuresWhatRoundingTheCacheCosts) {
+  // f32 weights too: what they are compared with has an f32 cache.
+  QualityOptions options = Options("models/eight-languages-moe", {WeightType::kF32, WeightType::kBf16});
+  options.rank.kv_type = KvType::kBf16;
+  const auto results = Judge(options);
+  for (const QualityResult& result : results) {
+    EXPECT_EQ(result.kv_type, KvType::kBf16);
+    EXPECT_GT(result.kl, 1e-9);
+    EXPECT_LT(result.kl, 1e-3);
+  }
+  EXPECT_EQ(results[0].kl, results[1].kl) << "the weights are stored in bf16";
+}
+
 TEST(RunQuality, CountsExactAnswersByLanguage) {
   QualityOptions options = Options("models/eight-languages-moe", {WeightType::kBf16});
   const std::string shown = "order 1 2 1 1 : 1 1 1 2\norder 7 3 1 3 7 : 1 3 3 7 7\norder 3 0 6 : ";
@@ -163,6 +176,7 @@ TEST(RunQuality, NamesWhatDoesNotFitTheModel) {
 std::vector<QualityResult> SomeResults() {
   return {{.weight_type = WeightType::kF32, .mean_nll = 0.5, .tokens = 30, .tasks = {{"a", {3, 4}}, {"b", {0, 1}}}},
           {.weight_type = WeightType::kBf16,
+           .kv_type = KvType::kBf16,
            .mean_nll = 0.75,
            .kl = 0.125,
            .tokens = 30,
@@ -171,9 +185,9 @@ std::vector<QualityResult> SomeResults() {
 
 TEST(QualityResultsJson, HasThePromisedKeys) {
   const json results = json::parse(QualityResultsJson(SomeResults()));
-  const json expected = {
-      {"weight_type", "bf16"}, {"mean_nll", 0.75}, {"kl", 0.125}, {"tokens", 30}, {"tasks", {{"a", 0.5}, {"b", 1.0}}},
-      {"tasks_right", 0.6},    {"num_tasks", 5}};
+  const json expected = {{"weight_type", "bf16"}, {"kv_type", "bf16"}, {"mean_nll", 0.75},
+                         {"kl", 0.125},           {"tokens", 30},      {"tasks", {{"a", 0.5}, {"b", 1.0}}},
+                         {"tasks_right", 0.6},    {"num_tasks", 5}};
   ASSERT_EQ(results.size(), 2u);
   EXPECT_EQ(results[1], expected);
   const json without = json::parse(QualityResultsJson({{.weight_type = WeightType::kF16}}))[0];
@@ -184,7 +198,7 @@ TEST(QualityResultsJson, HasThePromisedKeys) {
 
 TEST(QualityTable, HasALineAWeightTypeAndALineALanguage) {
   const std::string table = QualityTable(SomeResults());
-  EXPECT_THAT(table, testing::MatchesRegex("(.|\n)*f32 +0\\.500000 +0\\.000e\\+00 +30 +60\\.0%\n(.|\n)*"));
+  EXPECT_THAT(table, testing::MatchesRegex("(.|\n)*f32 +f32 +0\\.500000 +0\\.000e\\+00 +30 +60\\.0%\n(.|\n)*"));
   EXPECT_THAT(table, testing::MatchesRegex("(.|\n)*\na +4 +75\\.0% +50\\.0%\nb +1 +0\\.0% +100\\.0%\n"));
 }
 

@@ -70,6 +70,16 @@ TEST(WorkMeter, ReadsTheCacheOnceASequenceAndNotBeyondTheWindow) {
   EXPECT_EQ(work.bytes(), work.weight_bytes + work.kv_bytes);
 }
 
+TEST(WorkMeter, WeighsTheCacheByItsOwnType) {
+  const ModelConfig config = SmallModel("null");
+  const std::vector<std::uint64_t> nobody(8, 0);
+  const StepShape step{.ranges = {{.first = 5, .rows = 1}}, .expert_tokens = nobody};
+  const Work wide = WorkMeter(config, WeightType::kBf16, KvType::kF32).Of(step);
+  const Work narrow = WorkMeter(config, WeightType::kBf16, KvType::kBf16).Of(step);
+  EXPECT_EQ(2 * narrow.kv_bytes, wide.kv_bytes);
+  EXPECT_EQ(narrow.weight_bytes, wide.weight_bytes);
+}
+
 TEST(WorkMeter, CountsTheOperationsThatAreDone) {
   const std::vector<std::uint64_t> tokens = {4, 0, 3, 1, 0, 0, 8, 0};
   const StepShape step{.ranges = {kDecode, kPrefill}, .logit_rows = 1, .expert_tokens = tokens};
@@ -106,7 +116,7 @@ TEST(WorkMeter, TouchesOnlyTheStackThatRan) {
   const Work decode = meter.Of({.ranges = {{.first = 4, .rows = 1, .source = 3}}, .expert_tokens = tokens});
   const double row = config.hidden * 4.0;
   const double tables = 2 * config.vocab_size * row;  // embedding and, tied, once more as the head
-  const double dense = static_cast<double>(DenseBytes(config, WeightType::kF32, KvType::kF32));
+  const double dense = static_cast<double>(DenseBytes(config, WeightType::kF32));
   EXPECT_EQ(encode.weight_bytes + decode.weight_bytes, dense - tables + 4 * row);
   EXPECT_GT(encode.weight_bytes, 0.2 * dense - tables);
   // Every encoder row sees all of the source; a decoder row sees its own past and the source.
