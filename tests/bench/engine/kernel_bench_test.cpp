@@ -72,14 +72,16 @@ class WrongKernels final : public Kernels {
 TEST(KernelBench, MeasuresEveryShapeWithEveryNumberOfRows) {
   const auto results = RunKernelBench(Tiny(), SimdKernels(), kQuietly);
   ASSERT_TRUE(results.ok()) << results.status().message();
-  ASSERT_EQ(results->size(), 3u * 2 + 1);  // expert's two matrices and attention's, then attention
+  ASSERT_EQ(results->size(), 3u * 2 + 2);  // expert's two matrices and attention's, then attention over both types
   for (const KernelResult& result : *results) {
     EXPECT_EQ(result.model, "qwen3-30b-a3b");
     EXPECT_GT(result.bytes_per_s, 0) << result.shape;
     EXPECT_LE(result.largest_error, 1) << result.shape;
     // Both rates are of the same seconds: a weight of two bytes is multiplied and added once a row; a key and a value
-    // of four bytes each serve the eight query heads of their group.
-    const double operations_per_byte = result.kernel == "matmul" ? static_cast<double>(result.rows) : 4.0 * 8 / 8;
+    // of four bytes each, or two, serve the eight query heads of their group.
+    const double key_and_value_bytes = result.type == "f32" ? 8 : 4;
+    const double operations_per_byte =
+        result.kernel == "matmul" ? static_cast<double>(result.rows) : 4.0 * 8 / key_and_value_bytes;
     EXPECT_NEAR(result.operations_per_s / result.bytes_per_s, operations_per_byte, 1e-9) << result.shape;
   }
   EXPECT_EQ(results->front().shape, "expert gate and up 1536x2048");
@@ -98,7 +100,7 @@ TEST(KernelBench, RefusesAKernelThatIsWrong) {
   kernels.product_error = 0;
   kernels.attention_error = 0.01f;
   EXPECT_THAT(RunKernelBench(Tiny(), kernels, kQuietly).status().message(),
-              HasSubstr("attention of qwen3-30b-a3b, 32 heads on 4 of 128, 40 positions, differs"));
+              HasSubstr("attention of qwen3-30b-a3b, 32 heads on 4 of 128, 40 positions, in f32 differs"));
 }
 
 TEST(KernelBench, RefusesValuesOutOfRangeByName) {
