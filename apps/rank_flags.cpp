@@ -47,6 +47,9 @@ void AddRankFlags(FlagAdder& add, RankOptions& o) {
       ->check(CLI::Range(0, 4096));
   add.Add("--max-step-tokens", o.max_step_tokens, "Tokens of an engine step")
       ->check(CLI::Range(std::size_t{2}, std::size_t{1} << 20));
+  add.AddChoice<int>("--micro-batches", o.micro_batches, {{"auto", 0}, {"1", 1}, {"2", 2}, {"3", 3}, {"4", 4}}, "auto",
+                     "Parts of a step in flight at a time; auto: one or two, by the time that each takes");
+  static_assert(kMaxMicroBatches == 4, "as many as the choices above");
   add.AddChoice<ExchangeType>("--exchange-type", o.exchange_type,
                               {{"f32", ExchangeType::kF32}, {"bf16", ExchangeType::kBf16}}, "f32",
                               "Type of the rows between router and workers");

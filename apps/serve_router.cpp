@@ -119,6 +119,12 @@ void LogIdleRanks(const ServeSetup& setup) {
                  setup.topology.workers, idle);
 }
 
+void LogMicroBatches(const MicroBatchDecision& decision) {
+  spdlog::debug("steps of {} to {} rows: {} micro-batch(es), {:.1f} us a row in one, {:.1f} us in two",
+                decision.first_rows, decision.end_rows - 1, decision.count, decision.row_seconds[0] * 1e6,
+                decision.row_seconds[1] * 1e6);
+}
+
 // The router once its dense part and its workers are there. Members are built in order and destroyed in reverse.
 class RouterProcess {
  public:
@@ -132,8 +138,8 @@ class RouterProcess {
                   .placement_generation = setup.placement.generation,
                   .kv_tokens_capacity = kv.pages.front() * kPageTokens},
                  metrics.registry(), metrics.experts()),
-        engine_({.kv = kv, .load_window_steps = kLoadWindowSteps}, setup, pool, transport, std::move(weights),
-                &metrics_),
+        engine_({.kv = kv, .load_window_steps = kLoadWindowSteps, .on_micro_batches = LogMicroBatches}, setup, pool,
+                transport, std::move(weights), &metrics_),
         router_({.limits = {.max_sequences = setup.options.max_sequences,
                             .max_step_tokens = setup.options.max_step_tokens,
                             .prefill_chunk = setup.options.prefill_chunk},

@@ -2,6 +2,7 @@
 // because each output element has one order of summation (kernels/kernels.h).
 #include <algorithm>
 #include <array>
+#include <memory>
 #include <vector>
 
 #include "core/aligned_buffer.h"
@@ -70,14 +71,13 @@ class CpuDenseBackend final : public DenseBackend {
               .intermediate = WidestOwnIntermediate(config),
               .type = OwnMlpType(weights_)}),
         cache_(config, options.kv),
-        attention_({.config = config_,
-                    .weights = weights_,
-                    .kernels = kernels_,
-                    .pool = pool_,
-                    .matmul = matmul_,
-                    .cache = cache_},
-                   options.max_step_tokens, std::ranges::max(options.kv.pages)),
-        expert_counts_(static_cast<std::size_t>(config.num_experts())) {}
+        expert_counts_(static_cast<std::size_t>(config.num_experts())) {
+    const CpuAttention::Parts parts{
+        .config = config_, .weights = weights_, .kernels = kernels_, .pool = pool_, .matmul = matmul_, .cache = cache_};
+    for (std::size_t batch = 0; batch < options.max_batches; ++batch)
+      attention_.push_back(
+          std::make_unique<CpuAttention>(parts, options.max_step_tokens, std::ranges::max(options.kv.pages)));
+  }
 
   Tensor Allocate(std::size_t rows, std::size_t cols) override {
     buffers_.emplace_back(rows * cols);
@@ -86,16 +86,24 @@ class CpuDenseBackend final : public DenseBackend {
 
   KvCache& cache() override { return cache_; }
 
-  void BeginStack(const StepBatch& batch) override {
-    batch_ = &batch;
-    attention_.BeginStack(batch);
+  void BeginStack(std::span<const StepBatch> batches) override {
+    MOE_CHECK(!batches.empty() && batches.size() <= attention_.size());
+    batches_ = batches;
+    for (std::size_t batch = 0; batch < batches.size(); ++batch) attention_[batch]->BeginStack(batches[batch]);
+    Select(0);
+  }
+
+  void Select(std::size_t batch) override {
+    MOE_CHECK(batch < batches_.size());
+    selected_ = batch;
   }
 
   void Embed(Tensor x) override {
     const auto hidden = static_cast<std::size_t>(config_.hidden);
     const std::size_t row_bytes = hidden * BytesPerWeight(weights_.embedding_type);
-    for (std::size_t row = 0; row < batch_->token_ids.size(); ++row) {
-      const std::uint32_t token = batch_->token_ids[row];
+    const std::span<const std::uint32_t> tokens = batches_[selected_].token_ids;
+    for (std::size_t row = 0; row < tokens.size(); ++row) {
+      const std::uint32_t token = tokens[row];
       MOE_CHECK(token < static_cast<std::uint32_t>(config_.vocab_size), "a token id is checked when it comes in");
       const std::byte* source = weights_.embedding.data() + token * row_bytes;
       const WeightView stored{.type = weights_.embedding_type, .data = source, .rows = 1, .cols = hidden};
@@ -116,13 +124,13 @@ class CpuDenseBackend final : public DenseBackend {
   }
 
   void Attention(std::size_t layer, Tensor projected, Tensor out) override {
-    attention_.Self(layer, projected.view, out.view);
+    attention().Self(layer, projected.view, out.view);
   }
 
-  void StoreCross(std::size_t layer, Tensor key_value) override { attention_.StoreCross(layer, key_value.view); }
+  void StoreCross(std::size_t layer, Tensor key_value) override { attention().StoreCross(layer, key_value.view); }
 
   void CrossAttention(std::size_t layer, Tensor queries, Tensor out) override {
-    attention_.Cross(layer, queries.view, out.view);
+    attention().Cross(layer, queries.view, out.view);
   }
 
   void Mlp(std::size_t layer, const MlpSpec& mlp, Tensor x, Tensor y) override {
@@ -154,7 +162,7 @@ class CpuDenseBackend final : public DenseBackend {
     ShareOut(pool_, y.view.rows(), y.view.rows() * per_row, [&](std::size_t row, int) {
       SelectExperts(spec, kernels_, w.correction_bias, logits.view.row(row), ids.row(row), weights.row(row));
     });
-    for (const StepBatch::Entry& entry : batch_->entries) {
+    for (const StepBatch::Entry& entry : batches_[selected_].entries) {
       ApplyCapacity(spec, ids.Rows(entry.first_row, entry.rows), expert_counts_,
                     weights.Rows(entry.first_row, entry.rows));
     }
@@ -193,6 +201,8 @@ class CpuDenseBackend final : public DenseBackend {
     return weights_.final_norm;
   }
 
+  CpuAttention& attention() { return *attention_[selected_]; }
+
   const ModelConfig& config_;
   const DenseWeights weights_;
   const Kernels& kernels_;
@@ -200,10 +210,11 @@ class CpuDenseBackend final : public DenseBackend {
   CpuMatMul matmul_;
   CpuMlp mlp_;
   KvCache cache_;
-  CpuAttention attention_;
-  std::vector<std::uint32_t> expert_counts_;  // (num_experts), for gates with a capacity
+  std::vector<std::unique_ptr<CpuAttention>> attention_;  // by batch: each keeps its rows' angles and items
+  std::vector<std::uint32_t> expert_counts_;              // (num_experts), for gates with a capacity
   std::vector<AlignedBuffer<float>> buffers_;
-  const StepBatch* batch_ = nullptr;
+  std::span<const StepBatch> batches_;  // of the stack
+  std::size_t selected_ = 0;
 };
 
 }  // namespace

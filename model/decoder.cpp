@@ -37,8 +37,9 @@ std::size_t Widest(const ModelConfig& config, Width&& width) {
 }  // namespace
 
 Decoder::Decoder(const ModelConfig& config, DenseBackend& backend, std::size_t max_step_tokens,
-                 std::size_t max_logit_rows)
+                 std::size_t max_logit_rows, std::size_t max_batches)
     : config_(config), backend_(backend) {
+  batches_.reserve(max_batches);
   const auto hidden = static_cast<std::size_t>(config.hidden);
   residual_ = backend.Allocate(max_step_tokens, hidden);
   normed_ = backend.Allocate(max_step_tokens, hidden);
@@ -51,23 +52,37 @@ Decoder::Decoder(const ModelConfig& config, DenseBackend& backend, std::size_t m
   logits_ = backend.Allocate(max_logit_rows, static_cast<std::size_t>(config.vocab_size));
 }
 
-void Decoder::Begin(const StepBatch& batch) {
-  rows_ = batch.token_ids.size();
-  MOE_CHECK(rows_ <= residual_.view.rows());
-  backend_.BeginStack(batch);
-  backend_.Embed(residual());
-  if (config_.embedding_scale != 1) backend_.Scale(config_.embedding_scale, residual());
+void Decoder::Begin(std::span<const StepBatch> batches) {
+  MOE_CHECK(!batches.empty() && batches.size() <= batches_.capacity());
+  batches_.clear();
+  std::size_t rows = 0;
+  for (const StepBatch& batch : batches) {
+    batches_.push_back({.first = rows, .count = batch.token_ids.size()});
+    rows += batch.token_ids.size();
+  }
+  MOE_CHECK(rows <= residual_.view.rows());
+  backend_.BeginStack(batches);
+  for (std::size_t batch = 0; batch < batches.size(); ++batch) {
+    Select(batch);
+    backend_.Embed(residual());
+    if (config_.embedding_scale != 1) backend_.Scale(config_.embedding_scale, residual());
+  }
+  Select(0);
+}
+
+void Decoder::Select(std::size_t batch) {
+  mine_ = batches_[batch];
+  backend_.Select(batch);
 }
 
 void Decoder::AddBlock(Tensor out) { backend_.Add(config_.residual_scale, out, residual()); }
 
 void Decoder::AttentionBlock(std::size_t layer) {
   const LayerSpec& spec = config_.layers[layer];
-  const Tensor normed = normed_.Rows(0, rows_);
-  const Tensor projected =
-      projected_.Rows(0, rows_).Columns(0, static_cast<std::size_t>(spec.attention.projected_width()));
-  const Tensor heads = heads_.Rows(0, rows_).Columns(0, static_cast<std::size_t>(spec.attention.heads_width()));
-  const Tensor out = block_out_.Rows(0, rows_);
+  const Tensor normed = Mine(normed_);
+  const Tensor projected = Mine(projected_).Columns(0, static_cast<std::size_t>(spec.attention.projected_width()));
+  const Tensor heads = Mine(heads_).Columns(0, static_cast<std::size_t>(spec.attention.heads_width()));
+  const Tensor out = Mine(block_out_);
   backend_.Norm(NormRole::kAttention, layer, residual(), normed);
   backend_.Linear(LinearRole::kProjection, layer, normed, projected);
   backend_.Attention(layer, projected, heads);
@@ -78,10 +93,10 @@ void Decoder::AttentionBlock(std::size_t layer) {
 
 void Decoder::CrossAttentionBlock(std::size_t layer) {
   const std::size_t width = CrossWidth(*config_.layers[layer].cross_attention);
-  const Tensor normed = normed_.Rows(0, rows_);
-  const Tensor queries = projected_.Rows(0, rows_).Columns(0, width);
-  const Tensor heads = heads_.Rows(0, rows_).Columns(0, width);
-  const Tensor out = block_out_.Rows(0, rows_);
+  const Tensor normed = Mine(normed_);
+  const Tensor queries = Mine(projected_).Columns(0, width);
+  const Tensor heads = Mine(heads_).Columns(0, width);
+  const Tensor out = Mine(block_out_);
   backend_.Norm(NormRole::kCross, layer, residual(), normed);
   backend_.Linear(LinearRole::kCrossQuery, layer, normed, queries);
   backend_.CrossAttention(layer, queries, heads);
@@ -90,21 +105,21 @@ void Decoder::CrossAttentionBlock(std::size_t layer) {
 }
 
 Tensor Decoder::FfnInput(std::size_t layer) {
-  const Tensor normed = normed_.Rows(0, rows_);
+  const Tensor normed = Mine(normed_);
   backend_.Norm(NormRole::kFfn, layer, residual(), normed);
   return normed;
 }
 
 Tensor Decoder::Mlp(std::size_t layer, const MlpSpec& mlp) {
-  const Tensor out = block_out_.Rows(0, rows_);
-  backend_.Mlp(layer, mlp, normed_.Rows(0, rows_), out);
+  const Tensor out = Mine(block_out_);
+  backend_.Mlp(layer, mlp, Mine(normed_), out);
   return out;
 }
 
 void Decoder::DenseFfn(std::size_t layer) { AddBlock(Mlp(layer, config_.layers[layer].dense_mlp)); }
 
 void Decoder::Route(std::size_t layer, MatrixView<std::int32_t> ids, MatrixView<float> weights) {
-  backend_.Gate(layer, normed_.Rows(0, rows_), gate_.Rows(0, rows_), ids, weights);
+  backend_.Gate(layer, Mine(normed_), Mine(gate_), ids, weights);
 }
 
 Tensor Decoder::SharedExperts(std::size_t layer) {
@@ -112,8 +127,8 @@ Tensor Decoder::SharedExperts(std::size_t layer) {
   if (!moe.shared) return {};
   const Tensor out = Mlp(layer, *moe.shared);
   if (moe.shared_gate) {
-    const Tensor gate = shared_gate_.Rows(0, rows_);
-    backend_.Linear(LinearRole::kSharedGate, layer, normed_.Rows(0, rows_), gate);
+    const Tensor gate = Mine(shared_gate_);
+    backend_.Linear(LinearRole::kSharedGate, layer, Mine(normed_), gate);
     backend_.ScaleRows(gate, out);
   }
   return out;
@@ -121,12 +136,13 @@ Tensor Decoder::SharedExperts(std::size_t layer) {
 
 void Decoder::EndStack(const StackSpec& stack) {
   if (!stack.encoder) return;
-  const Tensor normed = normed_.Rows(0, rows_);
+  MOE_CHECK(batches_.size() == 1, "an encoder's rows are one batch");
+  const Tensor normed = Mine(normed_);
   backend_.Norm(NormRole::kEncoder, 0, residual(), normed);
   for (std::size_t layer = 0; layer < config_.layers.size(); ++layer) {
     const auto& cross = config_.layers[layer].cross_attention;
     if (!cross) continue;
-    const Tensor key_value = projected_.Rows(0, rows_).Columns(0, CrossKeyValueWidth(*cross));
+    const Tensor key_value = Mine(projected_).Columns(0, CrossKeyValueWidth(*cross));
     backend_.Linear(LinearRole::kCrossKeyValue, layer, normed, key_value);
     backend_.StoreCross(layer, key_value);
   }

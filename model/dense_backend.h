@@ -26,11 +26,12 @@ struct Tensor {
   Tensor Columns(std::size_t begin, std::size_t count) const { return {place, view.Columns(begin, count)}; }
 };
 
-/// The rows of one stack in one step: each sequence's new tokens are consecutive rows, at consecutive positions.
+/// Rows of one stack in one step that pass through the layers together: new tokens of a sequence are consecutive rows,
+/// at consecutive positions.
 struct StepBatch {
   struct Entry {
     const KvPages* kv = nullptr;  // of the sequence; with pages for the new rows
-    std::size_t first_row = 0;
+    std::size_t first_row = 0;    // in the batch
     std::size_t rows = 0;
     std::size_t first_position = 0;
     std::size_t source_positions = 0;  // of the encoder's output that a decoder row may look at
@@ -59,8 +60,12 @@ class DenseBackend {
   virtual Tensor Allocate(std::size_t rows, std::size_t cols) = 0;
   virtual KvCache& cache() = 0;
 
-  /// Prepares what all layers of a stack share (rotary angles). The batch must live until the stack's last operation.
-  virtual void BeginStack(const StepBatch& batch) = 0;
+  /// Prepares what all layers of a stack share (rotary angles) for the stack's rows, which come in one or more batches
+  /// and must live until its last operation. A sequence's rows may be in several batches: then a layer's attention runs
+  /// for the earlier rows first. The first batch is selected.
+  virtual void BeginStack(std::span<const StepBatch> batches) = 0;
+  /// The operations that follow are for the rows of this batch of the stack.
+  virtual void Select(std::size_t batch) = 0;
 
   /// x(rows, hidden) = embedding of the batch's tokens.
   virtual void Embed(Tensor x) = 0;
@@ -93,6 +98,7 @@ class DenseBackend {
 struct CpuDenseOptions {
   KvPlan kv;
   std::size_t max_step_tokens = 0;
+  std::size_t max_batches = 1;  // of a stack
 };
 
 /// `pool`, `kernels` and `config` must outlive the backend.

@@ -120,6 +120,14 @@ Status CheckMemory(const RankOptions& options, const RankPlace& place, const Ran
                            " in experts), the machine has ", memory);
 }
 
+MicroBatchChoice::Options ChooseMicroBatches(const RankOptions& options, const RankSetup& setup) {
+  if (options.micro_batches > 0) return {.most = options.micro_batches};
+  // In one process router and experts compute with the same threads, never at a time; without experts nobody waits.
+  if (setup.topology.embedded || setup.config.num_experts() == 0) return {.most = 1};
+  // More than two have shorter pauses to fill and read more weights twice.
+  return {.most = 2, .measure = true};
+}
+
 }  // namespace
 
 Status CheckTransport(TransportChoice choice, bool several_ranks) {
@@ -137,7 +145,9 @@ Result<RankSetup> PrepareRank(const RankOptions& options, const RankPlace& place
   MOE_RETURN_IF_ERROR(ReadModel(options, setup));
   MOE_ASSIGN_OR_RETURN(setup.placement, MakePlacement(options, setup));
   MOE_RETURN_IF_ERROR(CheckMemory(options, place, setup));
+  setup.micro_batches = ChooseMicroBatches(options, setup);
   setup.exchange = {.max_tokens = options.max_step_tokens,
+                    .max_micro_batches = static_cast<std::size_t>(setup.micro_batches.most),
                     .hidden = static_cast<std::size_t>(setup.config.hidden),
                     .num_experts = static_cast<std::size_t>(setup.config.num_experts()),
                     .experts_per_token = static_cast<std::size_t>(setup.config.experts_per_token()),

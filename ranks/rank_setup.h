@@ -21,6 +21,7 @@
 #include "model/weight_types.h"
 #include "placement/placement.h"
 #include "router/expert_exchange.h"
+#include "router/micro_batch_choice.h"
 #include "transport/transport.h"
 
 namespace moe {
@@ -45,6 +46,7 @@ struct RankOptions {
   std::size_t max_step_tokens = 512;
   std::size_t kv_tokens = 0;  // positions of the KV cache; 0: the program chooses
   KvType kv_type = KvType::kF32;
+  int micro_batches = 0;  // in flight at a time; 0: one or two, as measured
   ExchangeType exchange_type = ExchangeType::kF32;
   std::chrono::milliseconds exchange_timeout{30'000};
   std::chrono::milliseconds load_timeout{600'000};
@@ -69,6 +71,7 @@ struct RankSetup {
   WeightTypes weight_types;
   KvType kv_type = KvType::kF32;
   Placement placement;
+  MicroBatchChoice::Options micro_batches;
   ExpertExchange::Options exchange;
   TransportLimits transport_limits;
   std::chrono::milliseconds load_timeout{0};

@@ -31,16 +31,20 @@ RouterEngine::RouterEngine(Options options, const RankSetup& setup, ThreadPool& 
       dense_parameters_(weights.dense.parameters),
       dense_bytes_(weights.dense.bytes),
       backend_(MakeCpuDenseBackend(setup.config, std::move(weights.dense), SimdKernels(), pool,
-                                   {.kv = options.kv, .max_step_tokens = setup.exchange.max_tokens})) {
+                                   {.kv = options.kv,
+                                    .max_step_tokens = setup.exchange.max_tokens,
+                                    .max_batches = setup.exchange.max_micro_batches})) {
   if (setup.config.num_experts() > 0)
     exchange_.emplace(setup.exchange, transport, setup.placement, SimdKernels(), pool, observer);
-  engine_.emplace(
-      Engine::Options{.max_step_tokens = setup.exchange.max_tokens, .load_window_steps = options.load_window_steps},
-      Engine::Parts{.config = setup.config,
-                    .backend = *backend_,
-                    .exchange = exchange_ ? &*exchange_ : nullptr,
-                    .kernels = SimdKernels(),
-                    .pool = pool});
+  engine_.emplace(Engine::Options{.max_step_tokens = setup.exchange.max_tokens,
+                                  .load_window_steps = options.load_window_steps,
+                                  .micro_batches = setup.micro_batches,
+                                  .on_micro_batches = std::move(options.on_micro_batches)},
+                  Engine::Parts{.config = setup.config,
+                                .backend = *backend_,
+                                .exchange = exchange_ ? &*exchange_ : nullptr,
+                                .kernels = SimdKernels(),
+                                .pool = pool});
 }
 
 Status EndWorkers(Transport& transport, Status served) {

@@ -35,6 +35,7 @@ class RouterEngine {
   struct Options {
     KvPlan kv;
     std::size_t load_window_steps = 1;
+    MicroBatchChoice::Observer on_micro_batches;  // may be empty; by the thread that steps
   };
   /// Everything given by reference, and `observer` if any, outlives the engine.
   RouterEngine(Options options, const RankSetup& setup, ThreadPool& pool, Transport& transport, LoadedWeights weights,

@@ -17,14 +17,14 @@ DispatchPlan::DispatchPlan(Shape shape)
   }
 }
 
-void DispatchPlan::Build(const ReplicaTable& replicas, std::size_t sparse_index, MatrixView<const std::int32_t> ids,
-                         MatrixView<const float> weights) {
-  MOE_CHECK(ids.rows() <= shape_.max_tokens && ids.cols() == shape_.experts_per_token);
+void DispatchPlan::Build(const ReplicaTable& replicas, const Tokens& tokens) {
+  const auto& [sparse_index, first_token, ids, weights] = tokens;
+  MOE_CHECK(first_token + ids.rows() <= shape_.max_tokens && ids.cols() == shape_.experts_per_token);
   for (Part& part : parts_) {
     part.tokens.clear();
     part.pairs.clear();
   }
-  std::fill(expert_tokens_.begin(), expert_tokens_.end(), 0);
+  if (first_token == 0) std::fill(expert_tokens_.begin(), expert_tokens_.end(), 0);
   for (std::size_t token = 0; token < ids.rows(); ++token) {
     for (std::size_t j = 0; j < ids.cols(); ++j) {
       if (weights(token, j) == 0) continue;
@@ -33,8 +33,8 @@ void DispatchPlan::Build(const ReplicaTable& replicas, std::size_t sparse_index,
       const ReplicaSlot& slot = choice[expert_tokens_[expert]++ % choice.size()];
       Part& part = parts_[slot.worker.index()];
       if (part.tokens.empty() || part.tokens.back() != token) part.tokens.push_back(static_cast<std::uint32_t>(token));
-      sources_[token * ids.cols() + j] = {static_cast<std::uint32_t>(slot.worker.value()),
-                                          static_cast<std::uint32_t>(part.pairs.size())};
+      sources_[(first_token + token) * ids.cols() + j] = {static_cast<std::uint32_t>(slot.worker.value()),
+                                                          static_cast<std::uint32_t>(part.pairs.size())};
       part.pairs.push_back(
           {.row = static_cast<std::uint32_t>(part.tokens.size() - 1), .slot = slot.slot, .weight = weights(token, j)});
     }

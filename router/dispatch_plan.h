@@ -1,4 +1,5 @@
-// Which row goes to which worker, for one layer of one step: top-k × placement.
+// Which row goes to which worker, for one layer of one step: top-k × placement. A step's tokens may come in parts
+// (micro-batches), one after the other.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +12,12 @@
 
 namespace moe {
 
-/// Built anew for every layer, without allocating. A token's row goes once to each worker that hosts one of its
-/// experts; what comes back is one row per (token, expert).
+/// Built anew for every part of a layer's tokens, without allocating. A token's row goes once to each worker that hosts
+/// one of its experts; what comes back is one row per (token, expert).
 class DispatchPlan {
  public:
   struct Shape {
-    std::size_t max_tokens = 0;
+    std::size_t max_tokens = 0;  // of a step
     std::size_t experts_per_token = 0;
     std::size_t num_experts = 0;
     int workers = 0;
@@ -25,7 +26,7 @@ class DispatchPlan {
 
   /// The part of one worker.
   struct Part {
-    std::vector<std::uint32_t> tokens;  // of the step, ascending: the rows of the message
+    std::vector<std::uint32_t> tokens;  // of those given, ascending: the rows of the message
     std::vector<DispatchPair> pairs;    // by token, then in the order of its top-k list
   };
 
@@ -35,15 +36,23 @@ class DispatchPlan {
     std::uint32_t pair = 0;
   };
 
-  /// ids and weights: (tokens, k). A pair of weight 0 adds nothing and is not sent. An expert's rows go to its replicas
-  /// in turn, so every replica gets as many as any other, give or take one, and the choice depends on this step alone.
-  void Build(const ReplicaTable& replicas, std::size_t sparse_index, MatrixView<const std::int32_t> ids,
-             MatrixView<const float> weights);
+  /// Some tokens of a layer, which come after `first_token` others of it. Those with none before them begin the layer.
+  struct Tokens {
+    std::size_t sparse_index = 0;
+    std::size_t first_token = 0;
+    MatrixView<const std::int32_t> ids;  // (tokens, k)
+    MatrixView<const float> weights;     // (tokens, k)
+  };
+  /// A pair of weight 0 adds nothing and is not sent. An expert's rows go to its replicas in turn, so over the layer
+  /// every replica gets as many as any other, give or take one, and the choice depends on this step alone.
+  void Build(const ReplicaTable& replicas, const Tokens& tokens);
 
+  /// Of the tokens given last.
   const Part& part(WorkerId worker) const { return parts_[worker.index()]; }
-  /// Of a pair that is sent.
+  /// Of a pair that is sent; `token` counts from the first token of the step, and its pairs stay until it is given
+  /// again.
   Source source(std::size_t token, std::size_t j) const { return sources_[token * shape_.experts_per_token + j]; }
-  /// Tokens of each expert in this layer, (num_experts).
+  /// Tokens of each expert in this layer so far, (num_experts).
   std::span<const std::uint32_t> expert_tokens() const { return expert_tokens_; }
 
  private:

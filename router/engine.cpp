@@ -21,14 +21,14 @@ Engine::Engine(Options options, Parts parts)
       parameters_(CountParameters(parts.config)),
       backend_(parts.backend),
       exchange_(parts.exchange),
-      decoder_(parts.config, parts.backend, options.max_step_tokens, std::min(kLogitRows, options.max_step_tokens)),
+      decoder_(parts.config, parts.backend, options.max_step_tokens, std::min(kLogitRows, options.max_step_tokens),
+               static_cast<std::size_t>(options.micro_batches.most)),
       head_({.vocab = static_cast<std::size_t>(parts.config.vocab_size), .max_step_tokens = options.max_step_tokens},
             decoder_, parts.kernels, parts.pool),
       window_(parts.config.sparse_layers().size(), static_cast<std::size_t>(parts.config.num_experts()),
-              options.load_window_steps) {
-  token_ids_.reserve(options.max_step_tokens);
-  positions_.reserve(options.max_step_tokens);
-  entries_.reserve(options.max_step_tokens);
+              options.load_window_steps),
+      micro_batches_(options.max_step_tokens, options.micro_batches.most),
+      choice_(options.micro_batches, options.max_step_tokens, options.on_micro_batches) {
   std::size_t sparse = 0;
   for (const LayerSpec& layer : config_.layers) {
     sparse_index_.push_back(sparse);
@@ -86,71 +86,86 @@ void Engine::AddTotals() {
 Status Engine::RunStack(const StackSpec& stack, std::span<const Chunk> chunks) {
   if (chunks.empty()) return Status::Ok();
   const TimePoint begin = Clock::now();
-  MakeBatch(chunks);
-  decoder_.Begin(batch_);
+  std::size_t rows = 0;
+  for (const Chunk& chunk : chunks) rows += chunk.tokens;
+  // An encoder's tokens see those after them, and its experts may count those of a whole sequence, so a source cannot
+  // be cut. Whole ones could be shared out, but they run once a request and are rarely alike in length.
+  const int count = stack.encoder ? 1 : choice_.Next(rows);
+  micro_batches_.Cut(chunks, count);
+  decoder_.Begin(micro_batches_.batches());
   report_.attention_seconds += Seconds(Clock::now() - begin);
-  for (std::size_t i = 0; i < stack.num_layers; ++i) MOE_RETURN_IF_ERROR(Layer(stack.first_layer + i, chunks));
+  MOE_RETURN_IF_ERROR(RunLayers(stack, chunks));
   const TimePoint end = Clock::now();
   decoder_.EndStack(stack);
   report_.attention_seconds += Seconds(Clock::now() - end);
+  if (!stack.encoder) {
+    report_.micro_batches = count;
+    choice_.Note(rows, count, Seconds(Clock::now() - begin));
+  }
   return Status::Ok();
 }
 
-void Engine::MakeBatch(std::span<const Chunk> chunks) {
-  token_ids_.clear();
-  positions_.clear();
-  entries_.clear();
-  for (const Chunk& chunk : chunks) {
-    const Sequence& sequence = *chunk.sequence;
-    const std::vector<std::uint32_t>& source = sequence.request.source;
-    const std::span<const std::uint32_t> tokens = chunk.encode ? source : sequence.tokens;
-    const std::size_t first = chunk.encode ? 0 : sequence.computed;
-    MOE_CHECK(chunk.tokens > 0 && first + chunk.tokens <= tokens.size());
-    entries_.push_back({.kv = &sequence.kv,
-                        .first_row = token_ids_.size(),
-                        .rows = chunk.tokens,
-                        .first_position = first,
-                        .source_positions = source.size()});
-    for (std::size_t position = first; position < first + chunk.tokens; ++position) {
-      token_ids_.push_back(tokens[position]);
-      positions_.push_back(static_cast<std::uint32_t>(position));
+// Micro-batches follow one another through the layers: while the workers compute for one, the router finishes the layer
+// before of the next one and computes its attention.
+Status Engine::RunLayers(const StackSpec& stack, std::span<const Chunk> chunks) {
+  const std::size_t count = micro_batches_.batches().size();
+  for (std::size_t layer = stack.first_layer; layer < stack.first_layer + stack.num_layers; ++layer) {
+    for (std::size_t m = 0; m < count; ++m) {
+      decoder_.Select(m);
+      MOE_RETURN_IF_ERROR(FinishExperts(m));
+      MOE_RETURN_IF_ERROR(Layer(layer, m));
     }
+    // All rows of this layer are routed, and none of the next one.
+    if (config_.layers[layer].moe) NoteRouting(sparse_index_[layer], chunks);
   }
-  MOE_CHECK(token_ids_.size() <= options_.max_step_tokens);
-  batch_ = {.token_ids = token_ids_, .positions = positions_, .entries = entries_};
+  for (std::size_t m = 0; m < count; ++m) {
+    decoder_.Select(m);
+    MOE_RETURN_IF_ERROR(FinishExperts(m));
+  }
+  return Status::Ok();
 }
 
-Status Engine::Layer(std::size_t layer, std::span<const Chunk> chunks) {
+Status Engine::Layer(std::size_t layer, std::size_t micro_batch) {
   const TimePoint begin = Clock::now();
   decoder_.AttentionBlock(layer);
   const Tensor input = decoder_.FfnInput(layer);
   if (!config_.layers[layer].moe) decoder_.DenseFfn(layer);
   report_.attention_seconds += Seconds(Clock::now() - begin);
-  return config_.layers[layer].moe ? SparseFfn(layer, input, chunks) : Status::Ok();
+  return config_.layers[layer].moe ? StartExperts(layer, micro_batch, input) : Status::Ok();
 }
 
-Status Engine::SparseFfn(std::size_t layer, Tensor input, std::span<const Chunk> chunks) {
+Status Engine::StartExperts(std::size_t layer, std::size_t micro_batch, Tensor input) {
   const TimePoint begin = Clock::now();
+  const std::size_t first = micro_batches_.first_row(micro_batch);
   const std::size_t rows = input.view.rows();
   const auto k = static_cast<std::size_t>(config_.experts_per_token());
-  const MatrixView<std::int32_t> ids(topk_ids_.data(), rows, k);
-  const MatrixView<float> weights(topk_weights_.data(), rows, k);
+  const MatrixView<std::int32_t> ids(topk_ids_.data() + first * k, rows, k);
+  const MatrixView<float> weights(topk_weights_.data() + first * k, rows, k);
   decoder_.Route(layer, ids, weights);
   report_.gate_seconds += Seconds(Clock::now() - begin);
   MOE_CHECK(input.place == MemorySpace::kHost, "a transport of device rows has no implementation yet");
-  MOE_RETURN_IF_ERROR(exchange_->Start({.layer = static_cast<std::uint32_t>(layer),
+  MOE_RETURN_IF_ERROR(exchange_->Start({.micro_batch = micro_batch,
+                                        .first_token = first,
+                                        .layer = static_cast<std::uint32_t>(layer),
                                         .sparse_index = sparse_index_[layer],
                                         .scales_input = config_.layers[layer].moe->gate.scales_input,
                                         .in = input.view,
                                         .ids = ids,
                                         .weights = weights}));
   const TimePoint started = Clock::now();
-  const Tensor shared = decoder_.SharedExperts(layer);
+  flights_[micro_batch] = {.under_way = true, .shared = decoder_.SharedExperts(layer)};
   report_.attention_seconds += Seconds(Clock::now() - started);
-  MOE_RETURN_IF_ERROR(exchange_->Finish(
-      {.shared = shared.view, .scale = config_.residual_scale, .residual = decoder_.residual().view}));
-  NoteRouting(sparse_index_[layer], chunks);
   return Status::Ok();
+}
+
+Status Engine::FinishExperts(std::size_t micro_batch) {
+  Flight& flight = flights_[micro_batch];
+  if (!flight.under_way) return Status::Ok();
+  flight.under_way = false;
+  return exchange_->Finish({.micro_batch = micro_batch,
+                            .shared = flight.shared.view,
+                            .scale = config_.residual_scale,
+                            .residual = decoder_.residual().view});
 }
 
 void Engine::NoteRouting(std::size_t sparse_index, std::span<const Chunk> chunks) {

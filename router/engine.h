@@ -1,6 +1,7 @@
 // One step: a few tokens of each of some sequences through all layers, and what follows from them.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -17,6 +18,8 @@
 #include "placement/placement.h"
 #include "router/expert_exchange.h"
 #include "router/head.h"
+#include "router/micro_batch_choice.h"
+#include "router/micro_batches.h"
 #include "router/scheduler.h"
 #include "transport/transport.h"
 
@@ -25,6 +28,7 @@ namespace moe {
 /// What a step was like; reused by the next one.
 struct StepReport {
   std::size_t tokens = 0;
+  int micro_batches = 1;  // that the decoder's rows were cut into
   double seconds = 0;
   double attention_seconds = 0;  // and the dense MLPs, shared experts and norms
   double gate_seconds = 0;
@@ -50,6 +54,8 @@ class Engine {
   struct Options {
     std::size_t max_step_tokens = 0;
     std::size_t load_window_steps = 0;
+    MicroBatchChoice::Options micro_batches;      // as many as backend and exchange take
+    MicroBatchChoice::Observer on_micro_batches;  // may be empty; by the thread that steps
   };
 
   /// `exchange` is null for a model without experts. Everything must outlive the engine.
@@ -72,11 +78,20 @@ class Engine {
   const LoadWindow& load_window() const { return window_; }
 
  private:
+  /// The experts of a micro-batch, from Start to Finish.
+  struct Flight {
+    bool under_way = false;
+    Tensor shared;  // what joins them
+  };
+
   /// The layers of one stack over the chunks that are for it.
   Status RunStack(const StackSpec& stack, std::span<const Chunk> chunks);
-  void MakeBatch(std::span<const Chunk> chunks);
-  Status Layer(std::size_t layer, std::span<const Chunk> chunks);
-  Status SparseFfn(std::size_t layer, Tensor input, std::span<const Chunk> chunks);
+  Status RunLayers(const StackSpec& stack, std::span<const Chunk> chunks);
+  /// One layer of one micro-batch, as far as it needs no worker's answer.
+  Status Layer(std::size_t layer, std::size_t micro_batch);
+  Status StartExperts(std::size_t layer, std::size_t micro_batch, Tensor input);
+  /// What is left of the micro-batch's layer before, if anything.
+  Status FinishExperts(std::size_t micro_batch);
   void NoteRouting(std::size_t sparse_index, std::span<const Chunk> chunks);
   void AddTotals();
 
@@ -90,14 +105,13 @@ class Engine {
   Head head_;
   LoadWindow window_;
 
-  std::vector<std::uint32_t> token_ids_;  // (rows)
-  std::vector<std::uint32_t> positions_;  // (rows)
-  std::vector<StepBatch::Entry> entries_;
-  StepBatch batch_;
-  std::vector<std::size_t> sparse_index_;     // by layer
-  std::vector<std::int32_t> topk_ids_;        // (rows, k)
-  std::vector<float> topk_weights_;           // (rows, k)
-  std::vector<std::uint64_t> expert_tokens_;  // (sparse layers, experts)
+  MicroBatches micro_batches_;
+  MicroBatchChoice choice_;
+  std::array<Flight, kMaxMicroBatches> flights_;  // by micro-batch
+  std::vector<std::size_t> sparse_index_;         // by layer
+  std::vector<std::int32_t> topk_ids_;            // (rows, k)
+  std::vector<float> topk_weights_;               // (rows, k)
+  std::vector<std::uint64_t> expert_tokens_;      // (sparse layers, experts)
   StepReport report_;
   EngineTotals totals_;
 };

@@ -25,7 +25,8 @@ TransportLimits ExpertExchange::Limits(const Options& options) {
                               .type = options.type};
   return {.max_request_bytes = std::max(DispatchBytes(largest), kMaxControlBytes),
           .max_reply_bytes = std::max(DispatchReplyBytes(largest), kMaxControlBytes),
-          .max_exchanges = 2};
+          // Micro-batches, or one exchange and another thing to say beside it.
+          .max_exchanges = std::max(2, static_cast<int>(options.max_micro_batches))};
 }
 
 ExpertExchange::ExpertExchange(Options options, Transport& transport, const Placement& placement,
@@ -38,12 +39,16 @@ ExpertExchange::ExpertExchange(Options options, Transport& transport, const Plac
       pool_(pool),
       observer_(observer),
       plan_(PlanShape(options, transport.num_workers())),
-      exchange_(transport.MakeExchange()),
-      request_bytes_(static_cast<std::size_t>(transport.num_workers())),
-      shapes_(request_bytes_.size()),
-      replies_(request_bytes_.size()),
+      flights_(options.max_micro_batches),
       rows_(static_cast<std::size_t>(pool.threads()) * 2 * options.hidden),
-      workers_(request_bytes_.size()) {}
+      workers_(static_cast<std::size_t>(transport.num_workers())) {
+  for (Flight& flight : flights_) {
+    flight.exchange = transport.MakeExchange();
+    flight.request_bytes.resize(workers_.size());
+    flight.shapes.resize(workers_.size());
+    flight.replies.resize(workers_.size());
+  }
+}
 
 void ExpertExchange::BeginStep() {
   times_ = {};
@@ -52,24 +57,52 @@ void ExpertExchange::BeginStep() {
 
 Status ExpertExchange::Start(const LayerInput& input) {
   const TimePoint begin = Clock::now();
-  input_ = input;
-  plan_.Build(replicas_, input.sparse_index, input.ids, input.weights);
-  Send();
-  sent_ = Clock::now();
-  times_.dispatch += Seconds(sent_ - begin);
-  return exchange_->Start(request_bytes_);
+  Flight& flight = flights_[input.micro_batch];
+  MOE_CHECK(!flight.under_way, "a micro-batch is in flight once at a time");
+  flight.input = input;
+  plan_.Build(replicas_, {.sparse_index = input.sparse_index,
+                          .first_token = input.first_token,
+                          .ids = input.ids,
+                          .weights = input.weights});
+  Send(flight);
+  flight.sent = Clock::now();
+  times_.dispatch += Seconds(flight.sent - begin);
+  MOE_RETURN_IF_ERROR(flight.exchange->Start(flight.request_bytes));
+  flight.under_way = true;
+  return Status::Ok();
 }
 
 Status ExpertExchange::Finish(const LayerOutput& output) {
+  Flight& flight = flights_[output.micro_batch];
+  MOE_CHECK(flight.under_way, "Finish follows Start");
+  flight.under_way = false;
+  Status status = Receive(flight, output);
+  if (!status.ok()) EndOthers();
+  return status;
+}
+
+Status ExpertExchange::Receive(Flight& flight, const LayerOutput& output) {
   const TimePoint begin = Clock::now();
-  MOE_RETURN_IF_ERROR(exchange_->Wait(sent_ + options_.timeout));
-  const TimePoint received = Clock::now();
-  MOE_ASSIGN_OR_RETURN(const double longest, ReadReplies());
-  times_.experts += std::min(longest, Seconds(received - begin));
-  Combine(output);
-  times_.wait += Seconds(received - begin);
-  times_.combine += Seconds(Clock::now() - received);
+  // Workers answer in order, so a request's time begins when the one before it has been answered.
+  MOE_RETURN_IF_ERROR(flight.exchange->Wait(std::max(flight.sent, received_) + options_.timeout));
+  received_ = Clock::now();
+  const double wait = Seconds(received_ - begin);
+  MOE_ASSIGN_OR_RETURN(const double longest, ReadReplies(flight));
+  times_.experts += std::min(longest, wait);
+  Combine(flight, output);
+  times_.wait += wait;
+  times_.combine += Seconds(Clock::now() - received_);
   return Status::Ok();
+}
+
+// After one worker's failure the transport may be sound. It stays so only if no exchange is given up in flight.
+void ExpertExchange::EndOthers() {
+  const Deadline deadline = After(options_.timeout);
+  for (Flight& flight : flights_) {
+    if (!flight.under_way) continue;
+    flight.under_way = false;
+    if (!flight.exchange->Wait(deadline).ok()) return;  // as good as told: the transport's failure is for good
+  }
 }
 
 DispatchShape ExpertExchange::ShapeFor(std::uint32_t layer, WorkerId worker) const {
@@ -82,56 +115,59 @@ DispatchShape ExpertExchange::ShapeFor(std::uint32_t layer, WorkerId worker) con
           .type = options_.type};
 }
 
-void ExpertExchange::Send() {
-  for (std::size_t w = 0; w < shapes_.size(); ++w) {
+void ExpertExchange::Send(Flight& flight) {
+  for (std::size_t w = 0; w < flight.shapes.size(); ++w) {
     const WorkerId worker(static_cast<int>(w));
     const DispatchPlan::Part& part = plan_.part(worker);
-    shapes_[w] = ShapeFor(input_.layer, worker);
-    request_bytes_[w] = 0;
+    flight.shapes[w] = ShapeFor(flight.input.layer, worker);
+    flight.request_bytes[w] = 0;
     if (part.pairs.empty()) continue;
-    const DispatchWriter writer(exchange_->request(worker), shapes_[w]);
+    const DispatchWriter writer(flight.exchange->request(worker), flight.shapes[w]);
     std::copy(part.pairs.begin(), part.pairs.end(), writer.pairs().begin());
-    for (std::size_t row = 0; row < part.tokens.size(); ++row) writer.SetRow(row, input_.in.row(part.tokens[row]));
-    request_bytes_[w] = writer.bytes();
+    for (std::size_t row = 0; row < part.tokens.size(); ++row)
+      writer.SetRow(row, flight.input.in.row(part.tokens[row]));
+    flight.request_bytes[w] = writer.bytes();
   }
 }
 
-Result<double> ExpertExchange::ReadReplies() {
+Result<double> ExpertExchange::ReadReplies(Flight& flight) {
   double longest = 0;
-  for (std::size_t w = 0; w < shapes_.size(); ++w) {
-    if (request_bytes_[w] == 0) continue;
+  for (std::size_t w = 0; w < flight.shapes.size(); ++w) {
+    if (flight.request_bytes[w] == 0) continue;
     const WorkerId worker(static_cast<int>(w));
-    Result<DispatchReplyReader> reply = DispatchReplyReader::Parse(exchange_->reply(worker), shapes_[w]);
+    Result<DispatchReplyReader> reply = DispatchReplyReader::Parse(flight.exchange->reply(worker), flight.shapes[w]);
     if (!reply.ok()) return reply.status().WithContext(Cat("rank ", transport_.rank(worker)));
     const double busy = static_cast<double>(reply->busy_ns()) * 1e-9;
     longest = std::max(longest, busy);
-    workers_[w].rows += shapes_[w].pairs;
+    workers_[w].rows += flight.shapes[w].pairs;
     workers_[w].busy_seconds += busy;
-    if (observer_ != nullptr) observer_->OnExchange(worker, Seconds(exchange_->completed_at(worker) - sent_));
-    replies_[w] = *std::move(reply);
+    if (observer_ != nullptr)
+      observer_->OnExchange(worker, Seconds(flight.exchange->completed_at(worker) - flight.sent));
+    flight.replies[w] = *std::move(reply);
   }
   return longest;
 }
 
-void ExpertExchange::Combine(const LayerOutput& output) {
+void ExpertExchange::Combine(const Flight& flight, const LayerOutput& output) {
   const std::size_t hidden = options_.hidden;
+  const LayerInput& input = flight.input;
   const auto combine = [&](std::size_t token, int thread) {
     float* scratch = rows_.data() + static_cast<std::size_t>(thread) * 2 * hidden;
     const std::span<float> row(scratch, hidden);
     const std::span<float> sum(scratch + hidden, hidden);
     std::fill(sum.begin(), sum.end(), 0.0f);
-    for (std::size_t j = 0; j < input_.ids.cols(); ++j) {
-      const float weight = input_.weights(token, j);
+    for (std::size_t j = 0; j < input.ids.cols(); ++j) {
+      const float weight = input.weights(token, j);
       if (weight == 0) continue;
-      const DispatchPlan::Source source = plan_.source(token, j);
-      replies_[source.worker].GetRow(source.pair, row);
-      kernels_.AddScaled(input_.scales_input ? 1 : weight, row, sum);
+      const DispatchPlan::Source source = plan_.source(input.first_token + token, j);
+      flight.replies[source.worker].GetRow(source.pair, row);
+      kernels_.AddScaled(input.scales_input ? 1 : weight, row, sum);
     }
     if (output.shared.rows() > 0) kernels_.Add(output.shared.row(token), sum);
     kernels_.AddScaled(output.scale, sum, output.residual.row(token));
   };
-  const std::size_t tokens = input_.in.rows();
-  ShareOut(pool_, tokens, tokens * hidden * input_.ids.cols(), combine);
+  const std::size_t tokens = input.in.rows();
+  ShareOut(pool_, tokens, tokens * hidden * input.ids.cols(), combine);
 }
 
 }  // namespace moe

@@ -1,4 +1,5 @@
-// The sparse half of a layer, seen from the router: plan, send the rows out, wait, combine what comes back.
+// The sparse half of a layer, seen from the router: plan, send the rows out, wait, combine what comes back. A layer's
+// tokens may go out in several micro-batches, each with an exchange of its own, all in flight at a time.
 #pragma once
 
 #include <cstdint>
@@ -43,7 +44,8 @@ class ExchangeObserver {
 class ExpertExchange {
  public:
   struct Options {
-    std::size_t max_tokens = 0;
+    std::size_t max_tokens = 0;  // of a step
+    std::size_t max_micro_batches = 1;
     std::size_t hidden = 0;
     std::size_t num_experts = 0;
     std::size_t experts_per_token = 0;
@@ -57,8 +59,11 @@ class ExpertExchange {
   ExpertExchange(Options options, Transport& transport, const Placement& placement, const Kernels& kernels,
                  ThreadPool& pool, ExchangeObserver* observer);
 
-  /// The rows of one layer and where they go. `layer` is absolute, `sparse_index` counts the sparse layers.
+  /// A micro-batch of one layer and where its rows go. `layer` is absolute, `sparse_index` counts the sparse layers.
+  /// The micro-batches of a layer are started in their order, each after its own exchange of the layer before.
   struct LayerInput {
+    std::size_t micro_batch = 0;
+    std::size_t first_token = 0;  // tokens of the layer in the micro-batches before
     std::uint32_t layer = 0;
     std::size_t sparse_index = 0;
     bool scales_input = false;           // weights have done their work on the experts' inputs
@@ -70,27 +75,42 @@ class ExpertExchange {
   Status Start(const LayerInput& input);
   /// What joins the experts' sum on its way into the residual stream.
   struct LayerOutput {
+    std::size_t micro_batch = 0;
     MatrixView<const float> shared;  // (tokens, hidden) of the shared experts, or empty
     float scale = 1;                 // of the sum
     MatrixView<float> residual;      // (tokens, hidden)
   };
-  /// Waits for the rows and combines them: residual += scale * (sum over a token's experts of weight * expert(in row),
-  /// in the order of its top-k list, plus shared), in fp32. After a failure the exchange is done for: a late worker may
-  /// still read its buffers, so it must not run again.
+  /// Waits for the micro-batch's rows and combines them: residual += scale * (sum over a token's experts of weight *
+  /// expert(in row), in the order of its top-k list, plus shared), in fp32. After a failure this is done for, the other
+  /// micro-batches too: a late worker may still read the buffers, so it must not run again. What was in flight has
+  /// ended where the workers answer, so that they can be spoken to.
   Status Finish(const LayerOutput& output);
 
   /// Resets the sums below.
   void BeginStep();
   const ExchangeTimes& times() const { return times_; }
   std::span<const WorkerStep> workers() const { return workers_; }
-  /// Tokens of each expert in the layer run last.
+  /// Tokens of each expert in the layer started last, over its micro-batches.
   std::span<const std::uint32_t> expert_tokens() const { return plan_.expert_tokens(); }
 
  private:
-  void Send();
+  /// One exchange, of a micro-batch.
+  struct Flight {
+    LayerInput input;
+    TimePoint sent;
+    bool under_way = false;
+    std::unique_ptr<Exchange> exchange;
+    std::vector<std::size_t> request_bytes;    // by worker
+    std::vector<DispatchShape> shapes;         // by worker
+    std::vector<DispatchReplyReader> replies;  // by worker
+  };
+
+  void Send(Flight& flight);
+  Status Receive(Flight& flight, const LayerOutput& output);
   /// The longest worker's own computing, seconds.
-  Result<double> ReadReplies();
-  void Combine(const LayerOutput& output);
+  Result<double> ReadReplies(Flight& flight);
+  void Combine(const Flight& flight, const LayerOutput& output);
+  void EndOthers();
   DispatchShape ShapeFor(std::uint32_t layer, WorkerId worker) const;
 
   const Options options_;
@@ -100,14 +120,10 @@ class ExpertExchange {
   const Kernels& kernels_;
   ThreadPool& pool_;
   ExchangeObserver* const observer_;
-  LayerInput input_;  // of the exchange under way
-  TimePoint sent_;
   DispatchPlan plan_;
-  std::unique_ptr<Exchange> exchange_;
-  std::vector<std::size_t> request_bytes_;    // by worker
-  std::vector<DispatchShape> shapes_;         // by worker
-  std::vector<DispatchReplyReader> replies_;  // by worker
-  AlignedBuffer<float> rows_;                 // (threads, 2, hidden): a reply's row, and the sum
+  std::vector<Flight> flights_;  // by micro-batch
+  TimePoint received_;           // when the last exchange ended
+  AlignedBuffer<float> rows_;    // (threads, 2, hidden): a reply's row, and the sum
   ExchangeTimes times_;
   std::vector<WorkerStep> workers_;
 };

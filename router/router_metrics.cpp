@@ -37,6 +37,8 @@ RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegi
     : experts_per_token_(setup.config.experts_per_token()),
       num_experts_(static_cast<std::size_t>(setup.config.num_experts())),
       steps_(r.AddCounter("moe_steps_total", "Engine steps.")),
+      micro_batches_(r.AddCounter("moe_step_micro_batches_total",
+                                  "Micro-batches that steps were cut into; over moe_steps_total, their mean.")),
       touched_(r.AddCounter("moe_step_touched_parameters_total",
                             "Distinct parameters used by a step: the dense part and each expert that any token used.")),
       prompt_tokens_(r.AddCounter("moe_prompt_tokens_total", "Prompt tokens of accepted sequences.")),
@@ -107,6 +109,7 @@ void RouterMetrics::OnExchange(WorkerId worker, double seconds) { ranks_[worker.
 
 void RouterMetrics::OnStep(const StepReport& report) {
   steps_.Add();
+  micro_batches_.Add(static_cast<double>(report.micro_batches));
   touched_.Add(static_cast<double>(report.touched_parameters));
   step_seconds_.Observe(report.seconds);
   batch_tokens_.Observe(static_cast<double>(report.tokens));

@@ -63,7 +63,7 @@ class RouterMetrics final : public ExchangeObserver {
   const int experts_per_token_;
   const std::size_t num_experts_;
 
-  Counter steps_, touched_, prompt_tokens_, generated_tokens_;
+  Counter steps_, micro_batches_, touched_, prompt_tokens_, generated_tokens_;
   Counter finished_, cancelled_, rejected_, failed_;
   Gauge running_, waiting_, kv_used_;
   Histogram step_seconds_, batch_tokens_;

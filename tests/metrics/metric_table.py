@@ -24,6 +24,7 @@ METRICS = (
     Metric("moe_rank_weight_bytes", "gauge", ("part",), EVERY),
     Metric("moe_steps_total", "counter", (), ROUTER),
     Metric("moe_step_touched_parameters_total", "counter", (), ROUTER),
+    Metric("moe_step_micro_batches_total", "counter", (), ROUTER),
     Metric("moe_expert_tokens_total", "counter", ("expert",), ROUTER),
     Metric("moe_layer_balancedness", "gauge", ("layer",), ROUTER),
     Metric("moe_layer_entropy", "gauge", ("layer",), ROUTER),

@@ -80,7 +80,7 @@ TEST_P(DispatchPlanTest, EveryPairGoesOnceToAWorkerThatHostsItsExpert) {
   const Case& c = GetParam();
   for (std::size_t layer = 0; layer < placement_.layers.size(); ++layer) {
     const TopK topk(c, 11 + layer);
-    plan_.Build(replicas_, layer, topk.id_view(), topk.weight_view());
+    plan_.Build(replicas_, {.sparse_index = layer, .ids = topk.id_view(), .weights = topk.weight_view()});
     // The naive plan: what each worker must be asked, as (token, expert, weight).
     std::multiset<std::pair<std::size_t, std::int32_t>> asked;
     for (std::size_t w = 0; w < num_workers(); ++w) {
@@ -113,7 +113,7 @@ TEST_P(DispatchPlanTest, EveryPairGoesOnceToAWorkerThatHostsItsExpert) {
 TEST_P(DispatchPlanTest, SourcePointsToThePairOfItsTokenAndExpert) {
   const Case& c = GetParam();
   const TopK topk(c, 5);
-  plan_.Build(replicas_, 1, topk.id_view(), topk.weight_view());
+  plan_.Build(replicas_, {.sparse_index = 1, .ids = topk.id_view(), .weights = topk.weight_view()});
   std::set<std::pair<std::uint32_t, std::uint32_t>> distinct;
   for (std::size_t token = 0; token < c.tokens; ++token) {
     for (std::size_t j = 0; j < c.k; ++j) {
@@ -132,7 +132,7 @@ TEST_P(DispatchPlanTest, SourcePointsToThePairOfItsTokenAndExpert) {
 TEST_P(DispatchPlanTest, ReplicasShareAnExpertsTokensEvenly) {
   const Case& c = GetParam();
   const TopK topk(c, 3);
-  plan_.Build(replicas_, 0, topk.id_view(), topk.weight_view());
+  plan_.Build(replicas_, {.sparse_index = 0, .ids = topk.id_view(), .weights = topk.weight_view()});
   std::map<std::int32_t, std::map<std::size_t, std::size_t>> rows;  // by expert and worker
   for (std::size_t w = 0; w < num_workers(); ++w)
     for (const DispatchPair& pair : part(w).pairs) ++rows[placement_.layers[0].slots[w][pair.slot]][w];
@@ -158,7 +158,7 @@ TEST_P(DispatchPlanTest, APlanDependsOnItsStepAlone) {
   const TopK one(GetParam(), 1);
   const TopK other(GetParam(), 2);
   const auto built = [&] {
-    plan_.Build(replicas_, 0, one.id_view(), one.weight_view());
+    plan_.Build(replicas_, {.sparse_index = 0, .ids = one.id_view(), .weights = one.weight_view()});
     std::vector<std::vector<std::uint32_t>> flat;
     for (std::size_t w = 0; w < num_workers(); ++w) {
       flat.push_back(part(w).tokens);
@@ -167,7 +167,7 @@ TEST_P(DispatchPlanTest, APlanDependsOnItsStepAlone) {
     return flat;
   };
   const auto first = built();
-  plan_.Build(replicas_, 1, other.id_view(), other.weight_view());
+  plan_.Build(replicas_, {.sparse_index = 1, .ids = other.id_view(), .weights = other.weight_view()});
   EXPECT_EQ(built(), first);
 }
 
@@ -191,7 +191,7 @@ TEST(DispatchPlan, ATokenWithoutAWantedPairSendsNoRow) {
   DispatchPlan plan({.max_tokens = 3, .experts_per_token = 2, .num_experts = 8, .workers = 2});
   const std::vector<std::int32_t> ids = {0, 7, 1, 6, 2, 5};
   const std::vector<float> weights = {0.5f, 0, 0, 0, -0.25f, 0.75f};  // a negative weight counts
-  plan.Build(replicas, 0, {ids.data(), 3, 2}, {weights.data(), 3, 2});
+  plan.Build(replicas, {.ids = {ids.data(), 3, 2}, .weights = {weights.data(), 3, 2}});
   EXPECT_EQ(plan.part(WorkerId(0)).tokens, (std::vector<std::uint32_t>{0, 2}));
   EXPECT_EQ(plan.part(WorkerId(0)).pairs.size(), 2u);
   EXPECT_EQ(plan.part(WorkerId(1)).tokens, std::vector<std::uint32_t>{2});
@@ -203,7 +203,7 @@ TEST(DispatchPlan, NoTokensMakeAnEmptyPlan) {
   const Placement placement = Place({.workers = 2});
   const ReplicaTable replicas(placement);
   DispatchPlan plan({.max_tokens = 4, .experts_per_token = 2, .num_experts = 8, .workers = 2});
-  plan.Build(replicas, 0, {nullptr, 0, 2}, {nullptr, 0, 2});
+  plan.Build(replicas, {.ids = {nullptr, 0, 2}, .weights = {nullptr, 0, 2}});
   EXPECT_TRUE(plan.part(WorkerId(0)).pairs.empty());
   EXPECT_TRUE(plan.part(WorkerId(1)).tokens.empty());
 }

@@ -139,6 +139,7 @@ EngineHarness::~EngineHarness() {
 void EngineHarness::StartWorkers() {
   placement_ = MakePlacement(options_, config_);
   exchange_options_ = {.max_tokens = options_.max_step_tokens,
+                       .max_micro_batches = static_cast<std::size_t>(options_.micro_batches.most),
                        .hidden = static_cast<std::size_t>(config_.hidden),
                        .num_experts = static_cast<std::size_t>(config_.num_experts()),
                        .experts_per_token = static_cast<std::size_t>(config_.experts_per_token()),
@@ -156,9 +157,11 @@ void EngineHarness::StartWorkers() {
 }
 
 void EngineHarness::MakeRouter() {
-  backend_ =
-      MakeCpuDenseBackend(config_, Must(LoadDenseWeights(config_, *checkpoint_, weight_type_, pool_)), SimdKernels(),
-                          pool_, {.kv = PlanCache(options_, config_), .max_step_tokens = options_.max_step_tokens});
+  backend_ = MakeCpuDenseBackend(config_, Must(LoadDenseWeights(config_, *checkpoint_, weight_type_, pool_)),
+                                 SimdKernels(), pool_,
+                                 {.kv = PlanCache(options_, config_),
+                                  .max_step_tokens = options_.max_step_tokens,
+                                  .max_batches = static_cast<std::size_t>(options_.micro_batches.most)});
   metrics_.emplace(RouterMetrics::Setup{.config = config_,
                                         .parameters = parameters_,
                                         .transport = transport_.get(),
@@ -166,7 +169,9 @@ void EngineHarness::MakeRouter() {
                                         .kv_tokens_capacity = cache().capacity_tokens()},
                    registry_, nullptr);
   if (transport_) exchange_.emplace(exchange_options_, *transport_, placement_, SimdKernels(), pool_, &*metrics_);
-  engine_.emplace(Engine::Options{.max_step_tokens = options_.max_step_tokens, .load_window_steps = 64},
+  engine_.emplace(Engine::Options{.max_step_tokens = options_.max_step_tokens,
+                                  .load_window_steps = 64,
+                                  .micro_batches = options_.micro_batches},
                   Engine::Parts{.config = config_,
                                 .backend = *backend_,
                                 .exchange = exchange_ ? &*exchange_ : nullptr,

@@ -42,6 +42,7 @@ struct HarnessOptions {
   PlacementRule placement = PlacementRule::kLinear;
   int redundant_experts = 0;
   int threads = 1;  // of the router, and of each worker
+  MicroBatchChoice::Options micro_batches;
   ExchangeType exchange_type = ExchangeType::kF32;
   std::chrono::milliseconds exchange_timeout{120'000};
   FaultScript faults;
