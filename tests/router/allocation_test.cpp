@@ -85,6 +85,15 @@ TEST(StepAllocation, PrefillChunksAllocateNothing) {
       << "with threads";
 }
 
+TEST(StepAllocation, MicroBatchesAllocateNothing) {
+  for (const bool measure : {false, true}) {
+    HarnessOptions options = Options(2, 2);
+    options.micro_batches = {.most = 2, .measure = measure};
+    EXPECT_EQ(SteadyAllocations(options, {Greedy({4, 5}, 200), Greedy({6}, 200)}), 0u) << "decodes";
+    EXPECT_EQ(SteadyAllocations(options, {Greedy(RandomTokens(1, 1500, 200), 2)}), 0u) << "a prompt in chunks";
+  }
+}
+
 TEST(StepAllocation, WaitingSequencesAllocateNothing) {
   HarnessOptions options = Options(2, 1);
   options.max_sequences = 1;

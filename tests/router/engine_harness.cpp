@@ -148,7 +148,7 @@ void EngineHarness::StartWorkers() {
   InProcessEnds ends = Must(MakeInProcess({.limits = ExpertExchange::Limits(exchange_options_),
                                            .num_workers = options_.workers,
                                            .embedded = options_.embedded,
-                                           .tap = options_.faults.empty() ? nullptr : &injector_}));
+                                           .tap = options_.faults.empty() ? options_.tap : &injector_}));
   transport_ = std::move(ends.routers.front());
   if (!options_.faults.empty()) transport_ = MakeFaultyTransport(std::move(transport_), injector_);
   for (int w = 0; w < options_.workers; ++w)

@@ -46,6 +46,7 @@ struct HarnessOptions {
   ExchangeType exchange_type = ExchangeType::kF32;
   std::chrono::milliseconds exchange_timeout{120'000};
   FaultScript faults;
+  FrameTap* tap = nullptr;  // where there are no faults; outlives the harness
   std::size_t max_sequences = 8;
   std::size_t max_step_tokens = 64;
   std::size_t prefill_chunk = 0;

@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <atomic>
 #include <numeric>
 #include <set>
 #include <string>
@@ -40,6 +42,11 @@ std::vector<Variation> Variations() {
   all.push_back({"threads2", {.threads = 2}});
   all.push_back({"threads4", {.workers = 2, .threads = 4}});
   all.push_back({"threads4_chunk7", {.workers = 3, .threads = 4, .prefill_chunk = 7}});
+  all.push_back({"micro2", {.workers = 2, .micro_batches = {.most = 2}}});
+  all.push_back({"micro4", {.workers = 3, .threads = 2, .micro_batches = {.most = 4}}});
+  all.push_back({"micro2_embedded", {.embedded = true, .micro_batches = {.most = 2}}});
+  all.push_back({"micro2_measured", {.workers = 2, .micro_batches = {.most = 2, .measure = true}}});
+  all.push_back({"micro2_redundant", {.workers = 3, .redundant_experts = 6, .micro_batches = {.most = 2}}});
   return all;
 }
 
@@ -154,20 +161,109 @@ TEST_F(EngineStep, AReportSaysWhatTheStepUsed) {
   EXPECT_EQ(harness.engine().load_window().steps(), 3u);
 }
 
+TEST_F(EngineStep, AReportIsTheSameForAnyNumberOfMicroBatches) {
+  const auto step = [&](int micro_batches, int redundant, auto&& check) {
+    EngineHarness harness({.workers = 2, .redundant_experts = redundant, .micro_batches = {.most = micro_batches}});
+    const auto sequence = Admit(harness, Greedy(RandomTokens(1, 12, harness.config().vocab_size), 2));
+    for (const std::size_t tokens : {std::size_t{11}, std::size_t{1}}) {
+      ASSERT_TRUE(Step(harness, *sequence, tokens).ok());
+      const StepReport& report = harness.engine().report();
+      EXPECT_EQ(report.micro_batches, static_cast<int>(std::min(tokens, static_cast<std::size_t>(micro_batches))));
+      check(tokens, report, *sequence);
+      const double parts = report.attention_seconds + report.gate_seconds + report.head_seconds +
+                           report.sample_seconds + report.exchange.dispatch + report.exchange.wait +
+                           report.exchange.combine;
+      EXPECT_LE(parts, report.seconds) << "phases overlap";
+      EXPECT_LE(report.exchange.experts, report.exchange.wait);
+      for (const WorkerStep& worker : report.workers) EXPECT_EQ(worker.busy_seconds > 0, worker.rows > 0);
+    }
+    EXPECT_EQ(harness.engine().load_window().steps(), 2u);
+  };
+  for (const int redundant : {0, 6}) {  // 6: every expert is on both workers, and its rows take turns
+    struct Figures {
+      std::vector<std::uint64_t> expert_tokens;
+      std::uint64_t distinct_experts, touched_parameters, expert_rows, unique_experts;
+      std::vector<std::uint64_t> worker_rows;
+      bool operator==(const Figures&) const = default;
+    };
+    std::vector<Figures> plain, cut;
+    const auto note = [](std::vector<Figures>& all) {
+      return [&all](std::size_t, const StepReport& report, const Sequence& sequence) {
+        Figures& figures =
+            all.emplace_back(Figures{.expert_tokens = {report.expert_tokens.begin(), report.expert_tokens.end()},
+                                     .distinct_experts = report.distinct_experts,
+                                     .touched_parameters = report.touched_parameters,
+                                     .expert_rows = sequence.result.expert_rows,
+                                     .unique_experts = sequence.result.unique_experts,
+                                     .worker_rows = {}});
+        for (const WorkerStep& worker : report.workers) figures.worker_rows.push_back(worker.rows);
+      };
+    };
+    step(1, redundant, note(plain));
+    for (const int micro_batches : {2, 3}) {
+      cut.clear();
+      step(micro_batches, redundant, note(cut));
+      EXPECT_EQ(cut, plain) << micro_batches << " micro-batches, " << redundant << " redundant experts";
+    }
+    ASSERT_EQ(plain.size(), 2u);
+    EXPECT_LT(plain[0].distinct_experts, 3u * 6 + 1);
+    EXPECT_GT(plain[0].expert_rows, plain[0].distinct_experts) << "no expert was wanted twice: the test shows nothing";
+  }
+}
+
+// Lets no reply to the first micro-batch of a layer pass before the second one's request has left.
+class TwoInFlight final : public FrameTap {
+ public:
+  bool Pass(FrameHeader& header, WorkerId) override {
+    if (header.kind == FrameKind::kRequest) {
+      requests_.store(header.sequence);
+      requests_.notify_all();
+    } else if (header.kind == FrameKind::kReply && header.sequence % 2 == 1) {
+      for (std::uint64_t seen = requests_.load(); seen <= header.sequence; seen = requests_.load())
+        requests_.wait(seen);
+    }
+    return true;
+  }
+  /// Lets everything pass.
+  void Stop() {
+    requests_.store(~std::uint64_t{0});
+    requests_.notify_all();
+  }
+
+ private:
+  std::atomic<std::uint64_t> requests_{0};
+};
+
+TEST_F(EngineStep, TheSecondMicroBatchIsSentBeforeTheFirstIsAnswered) {
+  TwoInFlight tap;
+  EngineHarness harness(
+      {.workers = 1, .micro_batches = {.most = 2}, .exchange_timeout = std::chrono::milliseconds(5'000), .tap = &tap});
+  const auto sequence = Admit(harness, Greedy(RandomTokens(1, 12, harness.config().vocab_size), 2));
+  const Status status = Step(harness, *sequence, 12);
+  tap.Stop();
+  EXPECT_TRUE(status.ok()) << status.message();
+}
+
 // A fault at worker 1, rank 2, in the middle of the second step.
 struct FaultCase {
   const char* name = "";
   FaultKind kind = FaultKind::kDropReply;
   bool silent = false;  // a deadline ends it
+  int micro_batches = 1;
 };
 
 class EngineFault : public EngineStep, public testing::WithParamInterface<FaultCase> {
  protected:
   static HarnessOptions Options() {
-    // Three layers a step, each one exchange. Short only where the deadline is what must end it.
+    // Three layers a step, each one exchange a micro-batch: in the fifth of two a step, another is in flight behind it.
+    // Short only where the deadline is what must end it.
+    const int micro_batches = GetParam().micro_batches;
     return {.workers = 3,
+            .micro_batches = {.most = micro_batches},
             .exchange_timeout = std::chrono::milliseconds(GetParam().silent ? 2'000 : 120'000),
-            .faults = {{.kind = GetParam().kind, .worker = WorkerId(1), .exchange = 4}},
+            .faults = {{.kind = GetParam().kind,
+                        .worker = WorkerId(1),
+                        .exchange = micro_batches == 1 ? std::uint64_t{4} : std::uint64_t{8}}},
             .max_step_tokens = 64,
             .prefill_chunk = 64};
   }
@@ -214,7 +310,12 @@ INSTANTIATE_TEST_SUITE_P(Faults, EngineFault,
                          testing::Values(FaultCase{"DroppedReply", FaultKind::kDropReply, true},
                                          FaultCase{"DeadPeer", FaultKind::kDeadPeer, true},
                                          FaultCase{"CorruptReplyLength", FaultKind::kCorruptReplyLength},
-                                         FaultCase{"CorruptRequestLength", FaultKind::kCorruptRequestLength}),
+                                         FaultCase{"CorruptRequestLength", FaultKind::kCorruptRequestLength},
+                                         FaultCase{"DroppedReplyOfTwo", FaultKind::kDropReply, true, 2},
+                                         FaultCase{"DeadPeerOfTwo", FaultKind::kDeadPeer, true, 2},
+                                         FaultCase{"CorruptReplyLengthOfTwo", FaultKind::kCorruptReplyLength, false, 2},
+                                         FaultCase{"CorruptRequestLengthOfTwo", FaultKind::kCorruptRequestLength, false,
+                                                   2}),
                          [](const auto& test) { return test.param.name; });
 
 TEST(EngineDelays, LateAndReorderedRepliesChangeNothing) {
@@ -223,6 +324,10 @@ TEST(EngineDelays, LateAndReorderedRepliesChangeNothing) {
   const std::vector<Client> delayed =
       EngineHarness({.workers = 3, .faults = RandomDelays(3, 3, 200, 10)}).RunAll({Greedy(prompt, 20)});
   ExpectSameBits(*delayed[0].output, *prompt_reply[0].output);
+  const std::vector<Client> crossed =
+      EngineHarness({.workers = 3, .micro_batches = {.most = 3}, .faults = RandomDelays(4, 3, 400, 10)})
+          .RunAll({Greedy(prompt, 20), Greedy(prompt, 20), Greedy(prompt, 20)});
+  for (const Client& client : crossed) ExpectSameBits(*client.output, *prompt_reply[0].output);
 }
 
 }  // namespace

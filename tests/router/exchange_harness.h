@@ -94,6 +94,7 @@ struct Arrangement {
   int redundant = 0;
   bool round_robin = false;
   bool scales_input = false;
+  std::size_t micro_batches = 1;
   ExchangeType type = ExchangeType::kF32;
   int threads = 1;
   std::chrono::milliseconds timeout{120'000};
@@ -123,6 +124,7 @@ class ExpertExchangeTest : public testing::Test {
     ASSERT_TRUE(placed.ok()) << placed.status().message();
     placement_ = *std::move(placed);
     options_ = {.max_tokens = kTokens,
+                .max_micro_batches = arrangement.micro_batches,
                 .hidden = kHidden,
                 .num_experts = kExperts,
                 .experts_per_token = kTopK,
@@ -172,20 +174,33 @@ class ExpertExchangeTest : public testing::Test {
     MOE_RETURN_IF_ERROR(Start());
     return Finish();
   }
-  Status Start() {
-    const std::size_t tokens = in_.size() / kHidden;
-    return exchange_->Start({.layer = kLayer,
+  /// Some of the tokens.
+  struct Part {
+    std::size_t micro_batch = 0;
+    std::size_t first = 0;
+    std::size_t tokens = 0;
+  };
+  Part All() const { return {.tokens = in_.size() / kHidden}; }
+  Status Start() { return Start(All()); }
+  Status Start(const Part& part) {
+    const auto [micro_batch, first, tokens] = part;
+    return exchange_->Start({.micro_batch = micro_batch,
+                             .first_token = first,
+                             .layer = kLayer,
                              .sparse_index = 1,
                              .scales_input = scales_input_,
-                             .in = {in_.data(), tokens, kHidden},
-                             .ids = {ids_.data(), tokens, kTopK},
-                             .weights = {weights_.data(), tokens, kTopK}});
+                             .in = {in_.data() + first * kHidden, tokens, kHidden},
+                             .ids = {ids_.data() + first * kTopK, tokens, kTopK},
+                             .weights = {weights_.data() + first * kTopK, tokens, kTopK}});
   }
-  Status Finish() {
-    const std::size_t tokens = in_.size() / kHidden;
-    return exchange_->Finish({.shared = {shared_.data(), shared_.size() / kHidden, kHidden},
+  Status Finish() { return Finish(All()); }
+  Status Finish(const Part& part) {
+    const auto [micro_batch, first, tokens] = part;
+    const std::size_t shared = shared_.empty() ? 0 : tokens;
+    return exchange_->Finish({.micro_batch = micro_batch,
+                              .shared = {shared == 0 ? nullptr : shared_.data() + first * kHidden, shared, kHidden},
                               .scale = scale_,
-                              .residual = {residual_.data(), tokens, kHidden}});
+                              .residual = {residual_.data() + first * kHidden, tokens, kHidden}});
   }
   /// The plain sum in fp32: the experts in the order of the top-k list, then the shared part, scaled onto the residual.
   std::vector<float> Expected(const std::function<float(float)>& travel) const {

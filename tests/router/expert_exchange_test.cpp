@@ -131,6 +131,56 @@ TEST_F(ExpertExchangeTest, TheRouterMayComputeBetweenStartAndFinish) {
   }
 }
 
+TEST_F(ExpertExchangeTest, MicroBatchesInFlightAddUpToTheWholeLayer) {
+  for (const Arrangement& arrangement :
+       {Arrangement{.micro_batches = 3}, Arrangement{.workers = 4, .redundant = 6, .micro_batches = 3, .threads = 2}}) {
+    ASSERT_NO_FATAL_FAILURE(Make(arrangement));
+    const std::vector<Part> parts = {{0, 0, 9}, {1, 9, 1}, {2, 10, kTokens - 10}};
+    for (std::uint64_t layer = 0; layer < 5; ++layer) {
+      Fill(layer, kTokens);
+      weights_[11 * kTopK] = 0;
+      shared_ = in_;
+      const std::vector<float> expected = Expected(Unchanged);
+      const std::vector<WorkerStep> before(exchange_->workers().begin(), exchange_->workers().end());
+      for (const Part& part : parts) ASSERT_TRUE(Start(part).ok());
+      for (const std::size_t part : {1u, 0u, 2u}) ASSERT_TRUE(Finish(parts[part]).ok());
+      ExpectResidual(expected);
+
+      // The counts are those of one exchange of all tokens, and so are the replicas' turns.
+      const std::vector<std::uint32_t> tokens(exchange_->expert_tokens().begin(), exchange_->expert_tokens().end());
+      std::vector<std::uint64_t> rows;
+      for (std::size_t w = 0; w < before.size(); ++w) rows.push_back(exchange_->workers()[w].rows - before[w].rows);
+      ASSERT_TRUE(Run().ok());
+      EXPECT_THAT(exchange_->expert_tokens(), testing::ElementsAreArray(tokens));
+      for (std::size_t w = 0; w < before.size(); ++w)
+        EXPECT_EQ(exchange_->workers()[w].rows, before[w].rows + 2 * rows[w]) << "worker " << w;
+    }
+  }
+}
+
+TEST_F(ExpertExchangeTest, AWorkersFailureInOneOfTwoLeavesTheTransportSound) {
+  ASSERT_NO_FATAL_FAILURE(Make({.micro_batches = 2}));
+  const Part first{0, 0, 20};
+  const Part second{1, 20, kTokens - 20};
+  workers_->Fail(1, Internal("out of memory"));
+  Fill(3, kTokens);
+  const std::vector<float> before = residual_;
+  ASSERT_TRUE(Start(first).ok());
+  ASSERT_TRUE(Start(second).ok());
+  const Status status = Finish(first);
+  EXPECT_THAT(status.message(), HasSubstr("rank 2"));
+  EXPECT_THAT(status.message(), HasSubstr("out of memory"));
+  EXPECT_EQ(residual_, before);
+  // Nothing is in flight any more: the workers can be spoken to.
+  exchange_.reset();
+  workers_->Fail(~std::size_t{0}, Status::Ok());
+  exchange_ = MakeExchange();
+  const std::vector<float> expected = Expected(Unchanged);
+  const Status later = Run();
+  ASSERT_TRUE(later.ok()) << later.message();
+  ExpectResidual(expected);
+}
+
 TEST_F(ExpertExchangeTest, Bf16RoundsRowsInBothDirections) {
   ASSERT_NO_FATAL_FAILURE(Make({.type = ExchangeType::kBf16}));
   Fill(21, kTokens);

@@ -35,6 +35,19 @@ std::vector<Arrangement> Arrangements(int experts) {
       all.push_back({Cat(rule == PlacementRule::kLinear ? "linear" : "round_robin", workers),
                      {.workers = workers, .placement = rule, .max_step_tokens = 128}});
   }
+  all.push_back({"micro2", {.workers = 2, .micro_batches = {.most = 2}, .max_step_tokens = 256}});
+  all.push_back({"micro3_chunk5",
+                 {.workers = 3,
+                  .redundant_experts = 2,
+                  .threads = 2,
+                  .micro_batches = {.most = 3},
+                  .max_step_tokens = 70,
+                  .prefill_chunk = 5}});
+  all.push_back(
+      {"micro4_few_pages",
+       {.workers = 2, .micro_batches = {.most = 4}, .max_step_tokens = 70, .prefill_chunk = 7, .kv_pages = 3}});
+  all.push_back(
+      {"micro_measured", {.workers = 2, .micro_batches = {.most = 2, .measure = true}, .max_step_tokens = 70}});
   all.push_back({"embedded", {.embedded = true, .max_step_tokens = 128}});
   all.push_back({"redundant2", {.workers = 2, .redundant_experts = 3, .max_step_tokens = 128}});
   all.push_back({"redundant5",

@@ -366,6 +366,18 @@ TEST_F(RouterGeneration, TimesAreInOrder) {
       << "the second waits until the first has ended";
 }
 
+TEST_F(RouterGeneration, MicroBatchesAreCountedAndChangeNoCount) {
+  EngineHarness harness({.workers = 2, .micro_batches = {.most = 2}, .max_step_tokens = 8});
+  harness.RunAll({Greedy(RandomTokens(1, 24, 200), 10)});
+  // Three steps of 8 rows, then nine of one, which is not cut.
+  EXPECT_EQ(harness.Metric("moe_steps_total"), 3 + 9);
+  EXPECT_EQ(harness.Metric("moe_step_micro_batches_total"), 2 * 3 + 9);
+  const auto layers = static_cast<double>(harness.config().sparse_layers().size());
+  double rows = 0;
+  for (const int rank : {1, 2}) rows += harness.Metric(Cat("moe_rank_rows_total{rank=\"", rank, "\"}"));
+  EXPECT_EQ(rows, layers * (24 + 9) * 2);
+}
+
 TEST_F(RouterGeneration, MetricsCountWhatHappened) {
   EngineHarness harness({.workers = 2, .max_step_tokens = 8});
   harness.RunAll({Greedy(RandomTokens(1, 20, 200), 10), Greedy(RandomTokens(2, 3, 200), 4)});
@@ -373,6 +385,7 @@ TEST_F(RouterGeneration, MetricsCountWhatHappened) {
   const auto layers = static_cast<double>(harness.config().sparse_layers().size());
   EXPECT_EQ(harness.Metric("moe_steps_total"), static_cast<double>(harness.engine().totals().steps));
   EXPECT_EQ(harness.Metric("moe_step_seconds_count"), harness.Metric("moe_steps_total"));
+  EXPECT_EQ(harness.Metric("moe_step_micro_batches_total"), harness.Metric("moe_steps_total"));
   EXPECT_EQ(harness.Metric("moe_batch_tokens_sum"), static_cast<double>(positions));
   double rows = 0, tokens = 0;
   for (const int rank : {1, 2}) {
