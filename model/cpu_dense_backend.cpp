@@ -74,9 +74,11 @@ class CpuDenseBackend final : public DenseBackend {
         expert_counts_(static_cast<std::size_t>(config.num_experts())) {
     const CpuAttention::Parts parts{
         .config = config_, .weights = weights_, .kernels = kernels_, .pool = pool_, .matmul = matmul_, .cache = cache_};
-    for (std::size_t batch = 0; batch < options.max_batches; ++batch)
-      attention_.push_back(
-          std::make_unique<CpuAttention>(parts, options.max_step_tokens, std::ranges::max(options.kv.pages)));
+    // Parts of a step are about equal: the second and later ones have half of it at most.
+    for (std::size_t batch = 0; batch < options.max_batches; ++batch) {
+      const std::size_t rows = batch == 0 ? options.max_step_tokens : (options.max_step_tokens + 1) / 2;
+      attention_.push_back(std::make_unique<CpuAttention>(parts, rows, std::ranges::max(options.kv.pages)));
+    }
   }
 
   Tensor Allocate(std::size_t rows, std::size_t cols) override {

@@ -61,8 +61,9 @@ class DenseBackend {
   virtual KvCache& cache() = 0;
 
   /// Prepares what all layers of a stack share (rotary angles) for the stack's rows, which come in one or more batches
-  /// and must live until its last operation. A sequence's rows may be in several batches: then a layer's attention runs
-  /// for the earlier rows first. The first batch is selected.
+  /// (none but the first with more than half of max_step_tokens, rounded up) and must live until its last operation. A
+  /// sequence's rows may be in several batches: then a layer's attention runs for the earlier rows first. The first
+  /// batch is selected.
   virtual void BeginStack(std::span<const StepBatch> batches) = 0;
   /// The operations that follow are for the rows of this batch of the stack.
   virtual void Select(std::size_t batch) = 0;

@@ -125,7 +125,8 @@ class IdentityTest(serving.ServingTest):
                 reference = self.answers(ask_alone, 0, "--threads", 1, **asked)
                 self.assert_complete(reference, questions)
                 self.assert_same(reference, self.answers(ask_together, 3, "--placement", "round_robin",
-                                                         "--redundant-experts", 2, "--prefill-chunk", 7, **asked))
+                                                         "--redundant-experts", 2, "--prefill-chunk", 7,
+                                                         "--micro-batches", 2, **asked))
 
     def test_every_topology_gives_the_same_bits(self):
         reference = self.answers(ask_alone, 0, "--threads", 1)
@@ -141,7 +142,11 @@ class IdentityTest(serving.ServingTest):
                     (4, "--placement", file, "--prefill-chunk", 33),
                     (8, "--threads", 1),
                     (8, "--threads", 2, "--placement", "round_robin", "--redundant-experts", 4, "--prefill-chunk", 7),
-                    (8, "--redundant-experts", 4, "--max-step-tokens", 50)):
+                    (8, "--redundant-experts", 4, "--max-step-tokens", 50),
+                    (0, "--micro-batches", 2),
+                    (3, "--micro-batches", 1, "--prefill-chunk", 33),
+                    (3, "--micro-batches", 2, "--threads", 2),
+                    (4, "--micro-batches", 4, "--redundant-experts", 4, "--prefill-chunk", 7)):
                 with self.subTest(ranks=ranks, flags=flags):
                     self.assert_same(reference, self.answers(ask_together, ranks, *flags))
 
