@@ -1,6 +1,7 @@
 #include "router/engine.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/check.h"
 #include "core/clock.h"
@@ -15,28 +16,28 @@ constexpr std::size_t kLogitRows = 64;
 }  // namespace
 
 Engine::Engine(Options options, Parts parts)
-    : options_(options),
+    : options_(std::move(options)),
       config_(parts.config),
       stacks_(parts.config.stacks()),
       parameters_(CountParameters(parts.config)),
       backend_(parts.backend),
       exchange_(parts.exchange),
-      decoder_(parts.config, parts.backend, options.max_step_tokens, std::min(kLogitRows, options.max_step_tokens),
-               static_cast<std::size_t>(options.micro_batches.most)),
-      head_({.vocab = static_cast<std::size_t>(parts.config.vocab_size), .max_step_tokens = options.max_step_tokens},
+      decoder_(parts.config, parts.backend, options_.max_step_tokens, std::min(kLogitRows, options_.max_step_tokens),
+               static_cast<std::size_t>(options_.micro_batches.most)),
+      head_({.vocab = static_cast<std::size_t>(parts.config.vocab_size), .max_step_tokens = options_.max_step_tokens},
             decoder_, parts.kernels, parts.pool),
       window_(parts.config.sparse_layers().size(), static_cast<std::size_t>(parts.config.num_experts()),
-              options.load_window_steps),
-      micro_batches_(options.max_step_tokens, options.micro_batches.most),
-      choice_(options.micro_batches, options.max_step_tokens, options.on_micro_batches) {
+              options_.load_window_steps),
+      micro_batches_(options_.max_step_tokens, options_.micro_batches.most),
+      choice_(options_.micro_batches, options_.max_step_tokens, options_.on_micro_batches) {
   std::size_t sparse = 0;
   for (const LayerSpec& layer : config_.layers) {
     sparse_index_.push_back(sparse);
     if (layer.moe) ++sparse;
   }
   const auto k = static_cast<std::size_t>(config_.experts_per_token());
-  topk_ids_.resize(options.max_step_tokens * k);
-  topk_weights_.resize(options.max_step_tokens * k);
+  topk_ids_.resize(options_.max_step_tokens * k);
+  topk_weights_.resize(options_.max_step_tokens * k);
   expert_tokens_.resize(sparse * static_cast<std::size_t>(config_.num_experts()));
   MOE_CHECK(sparse == 0 || exchange_ != nullptr);
   if (exchange_ != nullptr) totals_.workers.resize(exchange_->workers().size());
