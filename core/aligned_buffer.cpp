@@ -15,7 +15,11 @@ constexpr std::size_t kMapFrom = std::size_t{2} << 20;
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;  // of x86-64, and of AArch64 with pages of 4 KiB
 
-constexpr std::size_t MappedBytes(std::size_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kHugePage; }
+// Not up to a whole huge page: an expert's matrix is little more than one, and the rest of its last one would double
+// what a model takes. Small pages serve the rest.
+constexpr std::size_t kPage = 4096;
+
+constexpr std::size_t MappedBytes(std::size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
 }  // namespace
 
@@ -26,8 +30,7 @@ void* AllocateAligned(std::size_t bytes) {
     std::memset(memory, 0, bytes);
     return memory;
   }
-  // Whole huge pages from a huge page's boundary on: the kernel gives none for the rest, and the begin of a buffer of
-  // messages, sized for the largest, is what is used most.
+  // From a huge page's boundary on: the begin of a buffer of messages, sized for the largest, is what is used most.
   const std::size_t size = MappedBytes(bytes);
   void* reserved =
       mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
