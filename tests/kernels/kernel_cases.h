@@ -48,8 +48,30 @@ inline ::testing::AssertionResult SameBits(std::span<const float> a, std::span<c
   return ::testing::AssertionSuccess();
 }
 
+/// The weight of output `row` and input `col` in a quantized matrix as it is stored, q + ZeroPoint, by the documented
+/// layout: int8 in quads [k / 4][16][4], int4 in [k / 8][16][4] with the first four of eight inputs in the low halves.
+inline int StoredInteger(const PackedMatrix& packed, std::size_t row, std::size_t col) {
+  const std::byte* const panel = packed.panel(row / 16);
+  const std::size_t lane = row % 16;
+  if (packed.type() == WeightType::kInt8) return static_cast<int>(panel[col / 4 * 64 + lane * 4 + col % 4]);
+  const auto both = static_cast<int>(panel[col / 8 * 64 + lane * 4 + col % 4]);
+  return col % 8 < 4 ? both % 16 : both / 16;
+}
+
+/// The bits of its scale: [groups][16] in bf16.
+inline std::uint16_t StoredScale(const PackedMatrix& packed, std::size_t row, std::size_t col) {
+  std::uint16_t bits;
+  std::memcpy(&bits, packed.scales(row / 16) + (col / GroupSize(packed.type()) * 16 + row % 16) * sizeof(bits),
+              sizeof(bits));
+  return bits;
+}
+
 /// The element of output `row` and input `col`, read by the documented layout.
 inline float PackedElement(const PackedMatrix& packed, std::size_t row, std::size_t col) {
+  if (IsQuantized(packed.type())) {
+    const int q = StoredInteger(packed, row, col) - ZeroPoint(packed.type());
+    return Bf16ToF32(StoredScale(packed, row, col)) * static_cast<float>(q);
+  }
   const std::byte* at =
       packed.panel(row / PackedMatrix::kPanelWidth) +
       (col * PackedMatrix::kPanelWidth + row % PackedMatrix::kPanelWidth) * BytesPerWeight(packed.type());

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -70,6 +71,66 @@ TEST(PackedMatrix, HoldsEveryElementConvertedWithZerosPastTheEnd) {
         }
       }
     }
+  }
+}
+
+constexpr WeightType kQuantized[] = {WeightType::kInt8, WeightType::kInt4};
+
+TEST(PackedMatrix, HoldsQuantizedRowsInTheDocumentedLayoutWithZerosPastTheEnd) {
+  struct Shape {
+    std::size_t rows, cols;
+  };
+  for (const WeightType from : kTypes) {
+    for (const WeightType to : kQuantized) {
+      const std::size_t group = to == WeightType::kInt8 ? 64 : 32;
+      const int zero = to == WeightType::kInt8 ? 128 : 8;
+      for (const auto [rows, cols] :
+           {Shape{1, 1}, Shape{16, 3}, Shape{17, 64}, Shape{47, 130}, Shape{33, 257}, Shape{32, 31}}) {
+        const Stored source(from, rows, cols, 11, 1);
+        const PackedMatrix packed = PackedMatrix::Pack(source.view(), to);
+        const std::size_t groups = (cols + group - 1) / group;
+        const std::size_t value_bytes = groups * group * 16 / (to == WeightType::kInt4 ? 2 : 1);
+        ASSERT_EQ(packed.scales(0), packed.panel(0) + value_bytes);
+        ASSERT_EQ(packed.bytes(), packed.panels() * (value_bytes + (groups * 32 + 63) / 64 * 64)) << "whole lines";
+        std::vector<std::uint8_t> values(groups * group);
+        std::vector<std::uint16_t> scales(groups);
+        for (std::size_t row = 0; row < packed.panels() * 16; ++row) {
+          std::ranges::fill(values, static_cast<std::uint8_t>(zero));  // of rows that only fill the panel
+          std::ranges::fill(scales, std::uint16_t{0});
+          if (row < rows) {
+            const WeightView one{from, source.view().data + row * cols * BytesPerWeight(from), 1, cols};
+            SimdKernels().QuantizeWeights(one, to, values, scales);
+          }
+          for (std::size_t col = 0; col < groups * group; ++col) {
+            ASSERT_EQ(StoredInteger(packed, row, col), values[col]) << Name(to) << " " << row << "," << col;
+            ASSERT_EQ(StoredScale(packed, row, col), scales[col / group]) << Name(to) << " " << row << "," << col;
+            ASSERT_TRUE(col < cols || values[col] == zero) << Name(to) << " " << row << "," << col;
+            if (row < rows && col < cols) {
+              const float value = Bf16ToF32(scales[col / group]) * static_cast<float>(values[col] - zero);
+              ASSERT_EQ(packed.at(row, col), value) << Name(to) << " " << row << "," << col;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(PackedMatrix, IsTheSameHoweverItsRowsAreGiven) {
+  const Stored first(WeightType::kF32, 5, 70, 1);
+  const Stored second(WeightType::kF32, 30, 70, 2);
+  const WeightView parts[] = {first.view(), second.view()};
+  for (const WeightType type : kQuantized) {
+    const PackedMatrix stacked = PackedMatrix::Pack(parts, type);
+    const PackedMatrix read = PackedMatrix::Pack(35, 70, type, [&](std::size_t begin, MatrixView<float> out) {
+      for (std::size_t row = 0; row < out.rows(); ++row)
+        for (std::size_t col = 0; col < 70; ++col)
+          out(row, col) = begin + row < 5 ? first.view().at(begin + row, col) : second.view().at(begin + row - 5, col);
+    });
+    ASSERT_EQ(stacked.bytes(), read.bytes());
+    EXPECT_EQ(std::memcmp(stacked.panel(0), read.panel(0), read.bytes()), 0) << Name(type);
+    for (std::size_t row = 0; row < 35; ++row)
+      for (std::size_t col = 0; col < 70; ++col) ASSERT_EQ(stacked.at(row, col), PackedElement(stacked, row, col));
   }
 }
 
