@@ -83,14 +83,18 @@ class Reference final : public Kernels {
 
   void MatMulPanels(const QuantizedView& x, const PackedMatrix& w, std::size_t panel_begin, std::size_t panel_end,
                     MatrixView<float> y) const override {
-    std::vector<float> values(x.rows * x.cols);
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      const std::size_t row = i / x.cols;
-      const std::size_t col = i % x.cols;
-      const float scale = x.scales[row * x.groups + col / x.group];
-      values[i] = scale * static_cast<float>(x.values[row * x.groups * x.group + col]);
+    MOE_CHECK(x.cols == w.cols() && x.rows == y.rows() && y.cols() == w.Outputs(panel_begin, panel_end));
+    for (std::size_t row = 0; row < x.rows; ++row) {
+      for (std::size_t col = 0; col < y.cols(); ++col) {
+        const std::size_t output = panel_begin * PackedMatrix::kPanelWidth + col;
+        double sum = 0;
+        for (std::size_t k = 0; k < x.cols; ++k) {
+          const double scale = x.scales[row * x.groups + k / x.group];
+          sum += scale * x.values[row * x.groups * x.group + k] * w.at(output, k);
+        }
+        y(row, col) = static_cast<float>(sum);
+      }
     }
-    MatMulPanels(MatrixView<const float>(values.data(), x.rows, x.cols), w, panel_begin, panel_end, y);
   }
 
   void QuantizeRow(std::span<const float> x, std::size_t group, const QuantizedGroups& out) const override {
