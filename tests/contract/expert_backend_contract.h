@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <ostream>
@@ -16,9 +17,15 @@
 #include "experts/expert_backend.h"
 #include "kernels/weight_type.h"
 #include "tests/contract/allocation_count.h"
+#include "tests/contract/expert_in_double.h"
 #include "tests/kernels/kernel_cases.h"
 
 namespace moe {
+
+inline constexpr WeightType kWeightTypes[] = {WeightType::kF32, WeightType::kBf16, WeightType::kF16, WeightType::kInt8,
+                                              WeightType::kInt4};
+/// One of each kind of kernel.
+inline constexpr WeightType kKindsOfWeights[] = {WeightType::kF32, WeightType::kInt8, WeightType::kInt4};
 
 struct ExpertBackendContractParam {
   std::string name;
@@ -47,6 +54,19 @@ inline std::vector<MlpSpec> ExpertKinds(int intermediate) {
   return kinds;
 }
 
+/// All of them at one width, in one weight type that is not quantized and in both that are.
+inline std::vector<ExpertLayerCase> EachKind(ExpertLayerCase c, int intermediate, WeightType plain) {
+  std::vector<ExpertLayerCase> cases;
+  for (const WeightType type : {plain, WeightType::kInt8, WeightType::kInt4}) {
+    c.type = type;
+    for (const MlpSpec& mlp : ExpertKinds(intermediate)) {
+      c.mlp = mlp;
+      cases.push_back(c);
+    }
+  }
+  return cases;
+}
+
 inline PackedMatrix RandomMatrix(std::size_t rows, std::size_t cols, WeightType type, std::uint32_t seed) {
   std::vector<float> values = RandomValues(rows * cols, seed);
   const float scale = 1 / std::sqrt(static_cast<float>(cols));  // outputs as large as inputs
@@ -73,81 +93,6 @@ inline ExpertShard::Layer MakeExpertLayer(const ExpertLayerCase& c) {
     layer.weights.push_back(std::move(weights));
   }
   return layer;
-}
-
-/// A value computed in double, and by how much an honest fp32 computation of it may be off.
-struct Bounded {
-  double value = 0;
-  double error = 0;
-};
-
-/// W x + bias in double. In fp32, n products and n additions (and one for the bias) round; each rounding is at most
-/// half an ulp of a partial sum, which is at most Σ |w x| + |bias|. What x itself is off by is passed on.
-inline Bounded LinearInDouble(const PackedMatrix& w, std::size_t row, std::span<const Bounded> x,
-                              const std::vector<float>& bias) {
-  Bounded sum;
-  double magnitude = 0;
-  for (std::size_t k = 0; k < w.cols(); ++k) {
-    const double weight = PackedElement(w, row, k);
-    sum.value += weight * x[k].value;
-    sum.error += std::abs(weight) * x[k].error;
-    magnitude += std::abs(weight * x[k].value);
-  }
-  if (!bias.empty()) {
-    sum.value += bias[row];
-    magnitude += std::abs(bias[row]);
-  }
-  sum.error += (2 * static_cast<double>(w.cols()) + 1) * kRoundoff * magnitude;
-  return sum;
-}
-
-/// z * sigmoid(slope z), whose own slope is at most 1.1. exp is off by an ulp, by half an ulp of its argument, up to 8
-/// here, and by what the product slope * z rounds, as much again; the sum, the quotient and the product round once
-/// each.
-inline Bounded SwishInDouble(const Bounded& z, double slope) {
-  const double value = z.value / (1 + std::exp(-slope * z.value));
-  return {.value = value, .error = 1.1 * z.error + (2 + 8 + 8 + 2) * kRoundoff * std::abs(value)};
-}
-
-/// a * b, rounded once.
-inline Bounded Times(const Bounded& a, const Bounded& b) {
-  return {.value = a.value * b.value,
-          .error = a.error * (std::abs(b.value) + b.error) + std::abs(a.value) * b.error +
-                   kRoundoff * std::abs(a.value * b.value)};
-}
-
-/// The activation by its definition: silu(gate) * up, relu(up), or gpt-oss's
-/// (clamp(up) + 1) * min(gate, limit) * sigmoid(1.702 min(gate, limit)). A limit passes on no more error than came in.
-inline Bounded ActivationInDouble(const MlpSpec& mlp, const Bounded& first, const Bounded& up) {
-  switch (mlp.activation) {
-    case Activation::kSiluGated: return Times(SwishInDouble(first, 1), up);
-    case Activation::kRelu: return {.value = std::max(first.value, 0.0), .error = first.error};
-    case Activation::kClampedSwiGlu: {
-      const double limit = mlp.limit;
-      const Bounded gate = {.value = std::min(first.value, limit), .error = first.error};
-      const double clamped = std::clamp(up.value, -limit, limit) + 1;
-      return Times(SwishInDouble(gate, 1.702), {.value = clamped, .error = up.error + kRoundoff * std::abs(clamped)});
-    }
-    case Activation::kGeluGated:
-    case Activation::kGelu: break;
-  }
-  ADD_FAILURE() << "no such expert is served";
-  return {};
-}
-
-/// down(activation(gate x, up x)) by its definition.
-inline std::vector<Bounded> ExpertInDouble(const MlpSpec& mlp, const MlpWeights& w, std::span<const float> in) {
-  std::vector<Bounded> x;
-  for (const float value : in) x.push_back({.value = value});
-  std::vector<Bounded> hidden;
-  const std::size_t intermediate = w.down.cols();
-  for (std::size_t i = 0; i < intermediate; ++i) {
-    const Bounded up = LinearInDouble(w.up, i, x, w.up_bias);
-    hidden.push_back(ActivationInDouble(mlp, mlp.gated() ? LinearInDouble(w.gate, i, x, w.gate_bias) : up, up));
-  }
-  std::vector<Bounded> out;
-  for (std::size_t i = 0; i < w.down.rows(); ++i) out.push_back(LinearInDouble(w.down, i, hidden, w.down_bias));
-  return out;
 }
 
 /// Room for whatever the suite asks of a backend.
@@ -229,7 +174,7 @@ TEST_P(ExpertBackendContract, NamesItsDevice) {
 }
 
 TEST_P(ExpertBackendContract, AgreesWithPlainLoopsForEveryWeightTypeAndWidth) {
-  for (const WeightType type : {WeightType::kF32, WeightType::kBf16, WeightType::kF16}) {
+  for (const WeightType type : kWeightTypes) {
     for (const std::size_t hidden : Counts{56, 60, 64}) {
       for (const int width : {44, 72, 100})
         ExpectNearDouble({.hidden = hidden, .slots = 3, .mlp = {.intermediate = width}, .type = type}, {2, 1, 5});
@@ -241,7 +186,8 @@ TEST_P(ExpertBackendContract, ComputesEveryKindOfExpert) {
   for (const int width : {1, 16, 44, 100}) {
     for (const MlpSpec& mlp : ExpertKinds(width)) {
       ExpectNearDouble({.hidden = 60, .slots = 2, .mlp = mlp}, {3, 4});
-      ExpectNearDouble({.hidden = 70, .slots = 2, .mlp = mlp, .type = WeightType::kBf16}, {1, 18});
+      for (const WeightType type : {WeightType::kBf16, WeightType::kInt8, WeightType::kInt4})
+        ExpectNearDouble({.hidden = 70, .slots = 2, .mlp = mlp, .type = type}, {1, 18});
     }
   }
 }
@@ -250,13 +196,18 @@ TEST_P(ExpertBackendContract, SlotsMayBeEmpty) {
   for (const MlpSpec& mlp : ExpertKinds(44)) {
     for (const Counts& counts :
          {Counts{0, 0, 3, 0, 0}, Counts{2, 0, 0, 0, 0}, Counts{0, 0, 0, 0, 1}, Counts{0, 4, 0, 4, 0}})
-      ExpectNearDouble({.hidden = 56, .slots = 5, .mlp = mlp}, counts);
+      for (const WeightType type : kKindsOfWeights)
+        ExpectNearDouble({.hidden = 56, .slots = 5, .mlp = mlp, .type = type}, counts);
   }
 }
 
 TEST_P(ExpertBackendContract, OneExpertMayTakeAllRows) {
-  ExpectNearDouble({.hidden = 56, .slots = 3, .mlp = {.intermediate = 72}}, {0, 97, 0});
-  ExpectNearDouble({.hidden = 56, .slots = 1, .mlp = {.intermediate = 72}}, {97});
+  for (const WeightType type : kKindsOfWeights) {
+    ExpectNearDouble({.hidden = 56, .slots = 3, .mlp = {.intermediate = 72}, .type = type}, {0, 97, 0});
+    ExpectNearDouble({.hidden = 56, .slots = 1, .mlp = {.intermediate = 72}, .type = type}, {97});
+    // More than one block of rows.
+    ExpectNearDouble({.hidden = 48, .slots = 2, .mlp = {.intermediate = 70}, .type = type}, {1, 133});
+  }
 }
 
 TEST_P(ExpertBackendContract, NothingIsARunToo) {
@@ -271,11 +222,10 @@ TEST_P(ExpertBackendContract, NothingIsARunToo) {
 TEST_P(ExpertBackendContract, ARowsBitsDoNotDependOnTheRowsBesideIt) {
   constexpr std::size_t kHidden = 60;
   constexpr std::size_t kRows = 61;
-  for (const MlpSpec& mlp : ExpertKinds(72)) {
-    const ExpertShard::Layer layer =
-        MakeExpertLayer({.hidden = kHidden, .slots = 2, .mlp = mlp, .type = WeightType::kBf16});
+  for (const ExpertLayerCase& c : EachKind({.hidden = kHidden, .slots = 2}, 72, WeightType::kBf16)) {
+    const ExpertShard::Layer layer = MakeExpertLayer(c);
     ThreadPool pool(2);
-    const auto backend = Make(pool, Limits(2 * kRows, kWidest));
+    const auto backend = Make(pool, Limits(2 * kRows, kWidest, c.type));
     const std::vector<float> in = RandomValues(kRows * kHidden, 3);
     const auto row_of = [](const std::vector<float>& rows, std::size_t row) {
       return std::span(rows).subspan(row * kHidden, kHidden);
@@ -288,7 +238,7 @@ TEST_P(ExpertBackendContract, ARowsBitsDoNotDependOnTheRowsBesideIt) {
     for (std::size_t count = 1; count <= kRows; count += count < 20 ? 1 : 7) {
       const std::vector<float> out =
           RunRows(*backend, layer, {count, 0}, std::span(in).first(count * kHidden), kHidden);
-      EXPECT_TRUE(SameBits(out, std::span(alone).first(count * kHidden))) << count << " rows";
+      EXPECT_TRUE(SameBits(out, std::span(alone).first(count * kHidden))) << Name(c.type) << ", " << count << " rows";
     }
     // Before and behind others, and with the other expert at work.
     std::vector<float> both(in.begin() + 7 * kHidden, in.end());
@@ -301,18 +251,18 @@ TEST_P(ExpertBackendContract, ARowsBitsDoNotDependOnTheRowsBesideIt) {
 
 TEST_P(ExpertBackendContract, ThreadsDoNotChangeTheBits) {
   constexpr std::size_t kHidden = 96;
-  for (const MlpSpec& mlp : ExpertKinds(200)) {
-    const ExpertShard::Layer layer = MakeExpertLayer({.hidden = kHidden, .slots = 3, .mlp = mlp});
+  for (const ExpertLayerCase& c : EachKind({.hidden = kHidden, .slots = 3}, 200, WeightType::kF32)) {
+    const ExpertShard::Layer layer = MakeExpertLayer(c);
     const Counts counts = {40, 1, 90};  // over 10^6 multiply-adds: worth sharing out
     const std::vector<float> in = RandomValues(131 * kHidden, 4);
     std::vector<float> expected;
     for (const int threads : {1, 2, 4}) {
       ThreadPool pool(threads);
-      const auto backend = Make(pool, Limits(131, kWidest));
+      const auto backend = Make(pool, Limits(131, kWidest, c.type));
       for (int repeat = 0; repeat < 3; ++repeat) {
         const std::vector<float> out = RunRows(*backend, layer, counts, in, kHidden);
         if (expected.empty()) expected = out;
-        EXPECT_TRUE(SameBits(out, expected)) << threads << " threads";
+        EXPECT_TRUE(SameBits(out, expected)) << Name(c.type) << ", " << threads << " threads";
       }
     }
   }
@@ -320,35 +270,55 @@ TEST_P(ExpertBackendContract, ThreadsDoNotChangeTheBits) {
 
 TEST_P(ExpertBackendContract, ARunLeavesNoTraceInTheNext) {
   constexpr std::size_t kHidden = 64;
-  const ExpertShard::Layer wide =
-      MakeExpertLayer({.hidden = kHidden, .slots = 2, .mlp = {.intermediate = 100, .bias = true}});
   ThreadPool pool(1);
   const std::vector<float> in = RandomValues(30 * kHidden, 8);
-  for (const MlpSpec& mlp : ExpertKinds(44)) {
-    const ExpertShard::Layer narrow = MakeExpertLayer({.hidden = kHidden, .slots = 1, .mlp = mlp});
-    const auto fresh = Make(pool, Limits(30, kWidest));
-    const auto used = Make(pool, Limits(30, kWidest));
+  for (const ExpertLayerCase& c : EachKind({.hidden = kHidden}, 44, WeightType::kF32)) {
+    const ExpertShard::Layer wide =
+        MakeExpertLayer({.hidden = kHidden, .slots = 2, .mlp = {.intermediate = 100, .bias = true}, .type = c.type});
+    const ExpertShard::Layer narrow = MakeExpertLayer(c);
+    const auto fresh = Make(pool, Limits(30, kWidest, c.type));
+    const auto used = Make(pool, Limits(30, kWidest, c.type));
     RunRows(*used, wide, {10, 20}, in, kHidden);
     const std::span<const float> few = std::span(in).first(4 * kHidden);
-    EXPECT_TRUE(SameBits(RunRows(*used, narrow, {4}, few, kHidden), RunRows(*fresh, narrow, {4}, few, kHidden)));
+    EXPECT_TRUE(SameBits(RunRows(*used, narrow, {4}, few, kHidden), RunRows(*fresh, narrow, {4}, few, kHidden)))
+        << Name(c.type);
+  }
+}
+
+TEST_P(ExpertBackendContract, ARowThatIsNotFiniteSpoilsItselfOnly) {
+  constexpr std::size_t kHidden = 70;
+  constexpr std::size_t kBadRow = 5;
+  for (const ExpertLayerCase& c : EachKind({.hidden = kHidden, .slots = 2}, 72, WeightType::kF32)) {
+    const ExpertShard::Layer layer = MakeExpertLayer(c);
+    ThreadPool pool(2);
+    const auto backend = Make(pool, Limits(20, kWidest, c.type));
+    std::vector<float> in = RandomValues(20 * kHidden, 3);
+    const std::vector<float> clean = RunRows(*backend, layer, {9, 11}, in, kHidden);
+    in[kBadRow * kHidden + 66] = std::numeric_limits<float>::quiet_NaN();
+    std::vector<float> out = RunRows(*backend, layer, {9, 11}, in, kHidden);
+    for (std::size_t i = kBadRow * kHidden; i < (kBadRow + 1) * kHidden; ++i) {
+      ASSERT_TRUE(std::isnan(out[i])) << Name(c.type) << ", output " << i - kBadRow * kHidden;
+      out[i] = clean[i];
+    }
+    EXPECT_TRUE(SameBits(out, clean)) << Name(c.type);
   }
 }
 
 TEST_P(ExpertBackendContract, TheSteadyStateAllocatesNothing) {
   constexpr std::size_t kHidden = 96;
-  for (const MlpSpec& mlp : ExpertKinds(200)) {
-    const ExpertShard::Layer layer = MakeExpertLayer({.hidden = kHidden, .slots = 2, .mlp = mlp});
+  for (const ExpertLayerCase& c : EachKind({.hidden = kHidden, .slots = 2}, 200, WeightType::kF32)) {
+    const ExpertShard::Layer layer = MakeExpertLayer(c);
     const std::vector<std::uint32_t> offsets = {0, 60, 100};
     const std::vector<float> in = RandomValues(100 * kHidden, 4);
     std::vector<float> out(100 * kHidden);
     ThreadPool pool(2);
-    const auto backend = Make(pool, Limits(100, kWidest));
+    const auto backend = Make(pool, Limits(100, kWidest, c.type));
     const GroupedRows rows{.offsets = offsets,
                            .in = MatrixView<const float>(in.data(), 100, kHidden),
                            .out = MatrixView<float>(out.data(), 100, kHidden)};
     backend->Run(layer, rows);
     const std::uint64_t before = AllocationCount();
-    for (int i = 0; i < 20; ++i) backend->Run(layer, rows);
+    for (int i = 0; i < 5; ++i) backend->Run(layer, rows);
     EXPECT_EQ(AllocationCount(), before);
     EXPECT_GT(before, 0u) << "operator new is not being counted";
   }

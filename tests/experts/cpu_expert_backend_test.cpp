@@ -40,7 +40,7 @@ struct Rows {
 };
 
 TEST(CpuExpertBackend, InstructionSetsGiveTheSameBits) {
-  for (const WeightType type : {WeightType::kF32, WeightType::kBf16, WeightType::kF16}) {
+  for (const WeightType type : kWeightTypes) {
     for (const MlpSpec& mlp : ExpertKinds(100)) {
       const ExpertShard::Layer layer = MakeExpertLayer({.hidden = Rows::kHidden, .slots = 3, .mlp = mlp, .type = type});
       ThreadPool pool(1);
