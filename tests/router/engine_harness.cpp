@@ -90,14 +90,14 @@ struct EngineHarness::WorkerSide {
   WorkerSide(const EngineHarness& harness, WorkerId worker, std::unique_ptr<WorkerEndpoint> end)
       : pool(harness.options_.threads),
         shard(Must(ExpertShard::Load(harness.config_, *harness.checkpoint_, harness.placement_, worker,
-                                     harness.weight_type_, pool))),
+                                     harness.weight_types_, pool))),
         max_pairs(harness.exchange_options_.max_tokens * harness.exchange_options_.experts_per_token),
         backend(MakeCpuExpertBackend(SimdKernels(), pool,
                                      {.rows = max_pairs,
                                       .mlps = shard.most_slots(),
                                       .hidden = harness.exchange_options_.hidden,
                                       .intermediate = WidestExpert(harness.config_),
-                                      .type = harness.weight_type_})),
+                                      .type = harness.weight_types_.mlps})),
         loop({.hidden = harness.exchange_options_.hidden, .max_pairs = max_pairs}, description, shard, *backend,
              totals),
         endpoint(std::move(end)),
@@ -120,7 +120,7 @@ EngineHarness::EngineHarness(HarnessOptions options)
     : options_(std::move(options)),
       config_(Must(ReadModelConfig(SourcePath(options_.model)))),
       checkpoint_(std::make_unique<Checkpoint>(Must(Checkpoint::Open(SourcePath(options_.model))))),
-      weight_type_(Must(CheckTensors(config_, *checkpoint_)).exact_type),
+      weight_types_(options_.weight_type.value_or(Must(CheckTensors(config_, *checkpoint_)).exact_type)),
       parameters_(CountParameters(config_)),
       injector_(options_.faults),
       pool_(options_.threads) {
@@ -157,7 +157,7 @@ void EngineHarness::StartWorkers() {
 }
 
 void EngineHarness::MakeRouter() {
-  backend_ = MakeCpuDenseBackend(config_, Must(LoadDenseWeights(config_, *checkpoint_, weight_type_, pool_)),
+  backend_ = MakeCpuDenseBackend(config_, Must(LoadDenseWeights(config_, *checkpoint_, weight_types_, pool_)),
                                  SimdKernels(), pool_,
                                  {.kv = PlanCache(options_, config_),
                                   .max_step_tokens = options_.max_step_tokens,

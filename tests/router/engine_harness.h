@@ -19,6 +19,7 @@
 #include "model/config.h"
 #include "model/dense_backend.h"
 #include "model/parameter_count.h"
+#include "model/weight_types.h"
 #include "placement/placement.h"
 #include "router/engine.h"
 #include "router/expert_exchange.h"
@@ -52,6 +53,7 @@ struct HarnessOptions {
   std::size_t prefill_chunk = 0;
   std::size_t kv_pages = 64;  // of kPageTokens positions, where a layer keeps all of them
   KvType kv_type = KvType::kF32;
+  std::optional<WeightType> weight_type;  // absent: the narrowest that loses nothing of what is stored
   std::size_t max_queued = 1024;
   std::chrono::milliseconds drain_timeout{600'000};
 };
@@ -93,8 +95,6 @@ class EngineHarness {
   const HarnessOptions& options() const { return options_; }
   const ModelConfig& config() const { return config_; }
   const ParameterCount& parameters() const { return parameters_; }
-  /// The type that the weights are held in: the narrowest that loses nothing of what is stored.
-  WeightType weight_type() const { return weight_type_; }
   const Placement& placement() const { return placement_; }
   KvCache& cache() { return backend_->cache(); }
   Engine& engine() { return *engine_; }
@@ -128,7 +128,7 @@ class EngineHarness {
   const HarnessOptions options_;
   ModelConfig config_;
   std::unique_ptr<Checkpoint> checkpoint_;
-  WeightType weight_type_;
+  WeightTypes weight_types_;
   ParameterCount parameters_;
   Placement placement_;
   ExpertExchange::Options exchange_options_;

@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <iterator>
 #include <map>
+#include <optional>
+#include <tuple>
 #include <utility>
 
 #include "core/text.h"
@@ -13,16 +15,15 @@
 namespace moe {
 namespace {
 
-/// What each request gives when there is no other; computed once a model and type of the cache.
-const std::vector<Client>& Plain(const std::string& model, KvType kv_type) {
-  static std::map<std::pair<std::string, KvType>, std::vector<Client>> cache;
-  std::vector<Client>& plain = cache[{model, kv_type}];
+/// What each request gives when there is no other; computed once a model, type of the cache and type of the weights.
+const std::vector<Client>& Plain(const HarnessOptions& options) {
+  static std::map<std::tuple<std::string, KvType, std::optional<WeightType>>, std::vector<Client>> cache;
+  std::vector<Client>& plain = cache[{options.model, options.kv_type, options.weight_type}];
   if (!plain.empty()) return plain;
-  const ModelConfig config = EngineHarness({.model = model}).config();
-  for (SequenceRequest& request : MixedRequests(config))
-    plain.push_back(EngineHarness({.model = model, .max_step_tokens = 128, .kv_type = kv_type})
-                        .RunAll({std::move(request)})
-                        .front());
+  const HarnessOptions alone{
+      .model = options.model, .max_step_tokens = 128, .kv_type = options.kv_type, .weight_type = options.weight_type};
+  for (SequenceRequest& request : MixedRequests(EngineHarness(alone).config()))
+    plain.push_back(EngineHarness(alone).RunAll({std::move(request)}).front());
   return plain;
 }
 
@@ -80,7 +81,7 @@ std::vector<SequenceRequest> MixedRequests(const ModelConfig& config) {
 void ExpectPlainBits(const HarnessOptions& options) {
   EngineHarness harness(options);
   const std::vector<Client> clients = harness.RunAll(MixedRequests(harness.config()));
-  const std::vector<Client>& plain = Plain(options.model, options.kv_type);
+  const std::vector<Client>& plain = Plain(options);
   ASSERT_EQ(clients.size(), plain.size());
   for (std::size_t i = 0; i < clients.size(); ++i) {
     SCOPED_TRACE("request " + std::to_string(i));
