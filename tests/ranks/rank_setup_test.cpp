@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <optional>
+#include <string>
+
 #include "tests/router/engine_harness.h"
 
 namespace moe {
@@ -39,6 +42,41 @@ TEST(RankSetup, AsManyMicroBatchesAsAskedForFitTheTransport) {
       EXPECT_GE(setup.transport_limits.max_exchanges, asked);
     }
   }
+}
+
+/// The types that one process holds the weights of `golden` in; it must be able to.
+WeightTypes TypesOf(const std::string& golden, std::optional<WeightType> type, std::optional<WeightType> attention) {
+  const RankOptions options{
+      .model = SourcePath("tests/goldens/" + golden),
+      .weight_type = type,
+      .attention_weight_type = attention,
+      .threads = 1,
+  };
+  const Result<RankSetup> setup = PrepareRank(options, {.topology = {}, .rank = Topology().router()});
+  EXPECT_TRUE(setup.ok()) << setup.status().message();
+  return setup.ok() ? setup->weight_types : WeightTypes();
+}
+
+WeightTypes Types(WeightType mlps, WeightType attention) {
+  WeightTypes types = mlps;
+  types.attention = attention;
+  return types;
+}
+
+TEST(PrepareRank, TakesTheStoredTypeWhereNoneIsChosen) {
+  EXPECT_EQ(TypesOf("mixtral", {}, {}), Types(WeightType::kF32, WeightType::kF32));
+  EXPECT_EQ(TypesOf("mixtral_bf16", {}, {}), Types(WeightType::kBf16, WeightType::kBf16));
+}
+
+TEST(PrepareRank, TakesOneTypeForAllButAttentionBesideInt4) {
+  EXPECT_EQ(TypesOf("mixtral", WeightType::kInt8, {}), Types(WeightType::kInt8, WeightType::kInt8));
+  EXPECT_EQ(TypesOf("mixtral", WeightType::kInt4, {}), Types(WeightType::kInt4, WeightType::kInt8));
+  EXPECT_EQ(TypesOf("mixtral", WeightType::kBf16, {}), Types(WeightType::kBf16, WeightType::kBf16));
+}
+
+TEST(PrepareRank, TakesAttentionInATypeOfItsOwn) {
+  EXPECT_EQ(TypesOf("mixtral", WeightType::kInt4, WeightType::kF32), Types(WeightType::kInt4, WeightType::kF32));
+  EXPECT_EQ(TypesOf("mixtral", {}, WeightType::kInt8), Types(WeightType::kF32, WeightType::kInt8));
 }
 
 }  // namespace
