@@ -54,6 +54,20 @@ TEST_F(Program, EngineWritesTheEnvelopeWithTheMachinesRoofs) {
   EXPECT_EQ(results[2]["distinct_experts"], 2);  // one token at a time
 }
 
+TEST_F(Program, EngineTakesAttentionInATypeOfItsOwn) {
+  const auto bytes_per_token = [&](const std::string& flags) {
+    const Outcome run = Run(Cat("engine --model ", Source("models/eight-languages-moe"),
+                                " -p 0 -n 1 -b 1 -r 1 --threads 1 --no-roofs --json --weight-type int4 ", flags));
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    const json result = json::parse(run.out)["results"][0];
+    EXPECT_EQ(result["weight_type"], "int4");
+    return result["bytes_per_token"].get<double>();
+  };
+  const double int8 = bytes_per_token("");
+  EXPECT_EQ(bytes_per_token("--attention-weight-type int8"), int8) << "what int4 stands for";
+  EXPECT_GT(bytes_per_token("--attention-weight-type f32"), int8);
+}
+
 TEST_F(Program, EnginePrintsATable) {
   const Outcome run = Run(Cat("engine --model ", Source("models/eight-languages-dense"),
                               " -p 4 -n 0 -b 1 -r 1 --weight-type f32 --kv-type bf16 --no-roofs"));
