@@ -11,9 +11,10 @@
 // Activations, (rows, k): int8 in groups as wide as those of the weights that they meet, a in [-127, 127], scale =
 // largest magnitude / 127 in fp32.
 //
-// Where a value is divided by a scale it is multiplied by the scale's fp32 reciprocal and rounded once, to nearest,
-// ties to even. A group that holds an infinity or a NaN has the scale NaN, and all that it takes part in becomes NaN.
-// A group whose largest magnitude is below 2^-100 counts as zero.
+// A weight is multiplied by its scale's fp32 reciprocal, an activation by 127 / largest magnitude in fp32, and rounded
+// once, to nearest, ties to even. Squared errors are fp32: where they under- or overflow the first scale stays. A group
+// that holds an infinity or a NaN has the scale NaN, and all that it takes part in becomes NaN. A group whose largest
+// magnitude is below 2^-100 counts as zero.
 #pragma once
 
 #include <array>
