@@ -1,0 +1,73 @@
+#include "transport/grpc/completions.h"
+
+#include <grpc/byte_buffer_reader.h>
+#include <grpcpp/completion_queue.h>
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/proto_buffer_reader.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+
+namespace moe {
+namespace {
+
+gpr_timespec ToGrpc(Deadline deadline) {
+  if (deadline == kNoDeadline) return gpr_inf_future(GPR_CLOCK_MONOTONIC);
+  // A deadline in the past must not become one before gRPC's clock began.
+  const std::chrono::nanoseconds left = std::max(deadline, Clock::now()) - Clock::now();
+  return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
+                      gpr_time_from_nanos(std::max<std::int64_t>(left.count(), 0), GPR_TIMESPAN));
+}
+
+}  // namespace
+
+Completion NextCompletion(grpc::CompletionQueue& queue, Deadline deadline, std::chrono::microseconds spin) {
+  const gpr_timespec at_once = gpr_time_0(GPR_CLOCK_MONOTONIC);
+  const TimePoint now = Clock::now();
+  const TimePoint spin_until = std::min(deadline, now + spin);
+  Completion next;
+  auto status = grpc::CompletionQueue::TIMEOUT;
+  if (deadline <= now || spin.count() > 0) {
+    do {
+      status = queue.AsyncNext(&next.tag, &next.ok, at_once);
+    } while (status == grpc::CompletionQueue::TIMEOUT && Clock::now() < spin_until);
+  }
+  if (status == grpc::CompletionQueue::TIMEOUT && deadline > now)
+    status = queue.AsyncNext(&next.tag, &next.ok, ToGrpc(deadline));
+  if (status != grpc::CompletionQueue::GOT_EVENT) next.tag = nullptr;
+  return next;
+}
+
+grpc::ByteBuffer MessageOf(FrameMemory& memory, std::size_t frame_bytes) {
+  const Envelope envelope(frame_bytes);
+  memory.Ref();
+  const std::array<grpc::Slice, 2> slices = {
+      grpc::Slice(envelope.bytes().data(), envelope.bytes().size()),  // so few bytes are held in the slice itself
+      grpc::Slice(memory.frame().data(), frame_bytes, &FrameMemory::Unref, &memory)};
+  return {slices.data(), slices.size()};
+}
+
+struct ArrivedMessage::Reader {
+  std::optional<grpc::ProtoBufferReader> pieces;
+};
+
+ArrivedMessage::ArrivedMessage() : reader_(std::make_unique<Reader>()) {}
+
+ArrivedMessage::~ArrivedMessage() = default;
+
+void ArrivedMessage::Open(grpc::ByteBuffer& message) {
+  reader_->pieces.emplace(&message);
+  Restart(message.Length());
+}
+
+std::span<const std::byte> ArrivedMessage::NextPiece() {
+  const void* bytes = nullptr;
+  int size = 0;
+  while (reader_->pieces->Next(&bytes, &size)) {
+    if (size > 0) return {static_cast<const std::byte*>(bytes), static_cast<std::size_t>(size)};
+  }
+  return {};
+}
+
+}  // namespace moe

@@ -1,0 +1,47 @@
+// Waiting on a gRPC completion queue, and messages to and from gRPC's buffers; shared by both ends.
+#pragma once
+
+#include <chrono>
+#include <memory>
+
+#include "core/clock.h"
+#include "transport/grpc/envelope.h"
+#include "transport/grpc/frame_memory.h"
+
+namespace grpc {
+class ByteBuffer;
+class CompletionQueue;
+}  // namespace grpc
+
+namespace moe {
+
+struct Completion {
+  void* tag = nullptr;  // nullptr: nothing before the deadline, or the queue has been shut down and is empty
+  bool ok = false;
+};
+
+/// The next completion. Looks without sleeping for at most `spin`, then sleeps; gRPC counts its deadlines in
+/// milliseconds and rounds up. Events are handled on this thread while it looks and sleeps.
+Completion NextCompletion(grpc::CompletionQueue& queue, Deadline deadline, std::chrono::microseconds spin);
+
+/// A message of the first `frame_bytes` of `memory`, which it refers to and does not copy.
+grpc::ByteBuffer MessageOf(FrameMemory& memory, std::size_t frame_bytes);
+
+/// Reads messages, one after the other, without an allocation for each.
+class ArrivedMessage final : public FrameMessage {
+ public:
+  ArrivedMessage();
+  ~ArrivedMessage() override;
+
+  /// Reads `message` from its start; it outlives the reading.
+  void Open(grpc::ByteBuffer& message);
+
+ protected:
+  std::span<const std::byte> NextPiece() override;
+
+ private:
+  struct Reader;
+  std::unique_ptr<Reader> reader_;
+};
+
+}  // namespace moe
