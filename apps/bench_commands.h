@@ -10,5 +10,6 @@ BenchCommand AddEngineCommand(CLI::App& app);
 BenchCommand AddKernelsCommand(CLI::App& app);
 BenchCommand AddQualityCommand(CLI::App& app);
 BenchCommand AddTransportCommand(CLI::App& app);
+BenchCommand AddPlacementCommand(CLI::App& app);
 
 }  // namespace moe

@@ -1,7 +1,9 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <filesystem>
+#include <future>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -13,10 +15,14 @@
 #include "bench/engine/engine_bench.h"
 #include "bench/engine/local_engine.h"
 #include "bench/engine/roofs.h"
+#include "core/date.h"
 #include "core/text.h"
+#include "kernels/kernels.h"
 #include "ranks/expert_host.h"
+#include "ranks/job_transport.h"
 #include "ranks/mpi_job.h"
-#include "transport/mpi/mpi_transport.h"
+#include "ranks/rank_device.h"
+#include "router/trace_recorder.h"
 
 namespace moe {
 namespace {
@@ -25,6 +31,8 @@ struct EngineFlags {
   EngineBenchOptions bench;
   RankOptions rank;
   bool roofs = true;
+  std::filesystem::path trace;
+  std::uint64_t trace_limit = std::uint64_t{4} << 30;
   OutputFlags output;
 };
 
@@ -33,10 +41,22 @@ constexpr const char* kEngineExamples = R"(Examples:
   moe_bench engine --model models/eight-languages-moe
   # one thread, short, JSON for a program
   moe_bench engine --model DIR -p 128 -n 32 -b 1,8 -r 5 --threads 1 --json
+  # what micro-batches win, beside what they should
+  mpirun --oversubscribe --bind-to none -n 3 moe_bench engine --model DIR --micro-batches 1,2,3,4 -b 32
+  # what recording a routing trace costs: every test with and without it, in turns
+  moe_bench engine --model DIR -p 512 -n 64 -b 32 -r 11 --no-roofs --trace /tmp/cost.moetrace
   # over four processes: rank 0 routes and measures, the others host the experts
   mpirun --oversubscribe --bind-to none -n 4 moe_bench engine --model DIR -p 0 -n 64
 Every sequence has random tokens of its own. Exit code: 0 done, 1 it could not be run, 2 bad usage.
 Definitions of all figures: docs/benchmarks.md.)";
+
+// The engine is set up for the most that are asked for.
+void TakeMicroBatches(const std::vector<std::string>& words, EngineFlags& flags) {
+  flags.bench.micro_batches.clear();
+  for (const std::string& word : words)
+    flags.bench.micro_batches.push_back(word == "auto" ? EngineBenchOptions::kEnginesChoice : std::stoi(word));
+  flags.rank.micro_batches = std::ranges::max(flags.bench.micro_batches);
+}
 
 void AddEngineFlags(CLI::App& command, EngineFlags& flags) {
   FlagAdder add(command);
@@ -53,10 +73,55 @@ void AddEngineFlags(CLI::App& command, EngineFlags& flags) {
       ->capture_default_str();
   command.add_option("-r,--repetitions", bench.repetitions, "runs of each test, after a warm-up")
       ->capture_default_str();
+  command
+      .add_option_function<std::vector<std::string>>(
+          "--micro-batches", [&flags](const std::vector<std::string>& words) { TakeMicroBatches(words, flags); },
+          "list of parts of a step in flight at a time, 1 to 4, in turns and beside what is predicted; auto: one or "
+          "two, "
+          "by the time that each takes")
+      ->delimiter(',')
+      ->default_str("auto")
+      ->check(CLI::IsMember({"auto", "1", "2", "3", "4"}));
+  static_assert(kMaxMicroBatches == 4, "as many as the choices above");
   command.add_option("--seed", bench.seed, "names the tokens")->capture_default_str();
-  command.add_flag("--roofs,!--no-roofs", flags.roofs, "measure the machine, for S-MBU and S-MFU")->default_str("true");
+  command.add_option("--trace", flags.trace, "run every test also while its routing is recorded in this file");
+  command.add_option("--trace-limit", flags.trace_limit, "bytes of that file, which must hold all of it")
+      ->transform(CLI::AsSizeValue(false))
+      ->capture_default_str();
+  command
+      .add_flag("--roofs,!--no-roofs", flags.roofs, "measure the machine beside every repetition, for S-MBU and S-MFU")
+      ->default_str("true");
   AddOutputFlags(command, flags.output);
   command.footer(kEngineExamples);
+}
+
+// Null unless --trace asks for one.
+Result<std::unique_ptr<TraceRecorder>> StartTrace(const EngineFlags& flags, const RankSetup& setup) {
+  if (flags.trace.empty()) return std::unique_ptr<TraceRecorder>();
+  if (setup.config.num_experts() == 0) return InvalidArgument("--trace needs a model with experts");
+  TraceHeader header = MakeTraceHeader(setup.config, setup.placement);
+  header.model = std::filesystem::canonical(flags.rank.model).filename().string();
+  header.weight_type = std::string(Name(setup.weight_types.mlps));
+  header.routing = RoutingName(setup.routing);
+  return TraceRecorder::Start({.path = flags.trace,
+                               .existing = TraceRecorder::Existing::kReplace,
+                               .limit_bytes = flags.trace_limit,
+                               .max_step_rows = setup.exchange.max_tokens},
+                              std::move(header));
+}
+
+// That every traced run was really recorded.
+Status CheckTrace(TraceRecorder& recorder) {
+  std::promise<TraceProgress> ended;
+  recorder.Finish([&](const TraceProgress& end) { ended.set_value(end); });
+  const TraceProgress end = ended.get_future().get();
+  MOE_RETURN_IF_ERROR(end.failure);
+  if (end.end == TraceEnd::kLimit)
+    return ResourceExhausted("--trace ", end.path, " reached its limit of bytes (--trace-limit) before the last test");
+  if (end.dropped > 0)
+    return ResourceExhausted("--trace ", end.path, ": the disk did not keep up, ", end.dropped,
+                             " steps were left out; what was measured is not recording");
+  return Status::Ok();
 }
 
 // Measures on the rank that is the router, and writes the report.
@@ -64,30 +129,36 @@ class EngineReport {
  public:
   EngineReport(const CLI::App& command, const EngineFlags& flags) : command_(command), flags_(flags) {}
 
-  /// Before this process is confined to its share of the processors; `one_machine`: of the job's ranks.
+  /// Before this process is confined to its share of the processors, so that the machine is measured on all of them;
+  /// `one_machine`: of the job's ranks.
   void Begin(bool one_machine) {
     when_ = NowUtc();
     host_ = DescribeHost();
     if (!flags_.roofs || !one_machine) return;
-    roofs_ = MeasureRoofs({});
-    host_.read_bandwidth_bytes_per_s = roofs_->read_bandwidth_bytes_per_s;
-    host_.peak_flops = roofs_->peak_flops;
+    probe_.emplace(RoofOptions{}, SimdKernels().name());
   }
 
   Status Run(const RankSetup& setup, RouterEngine& router, std::string_view transport) {
     const bool terminal = isatty(STDERR_FILENO) != 0;
+    MOE_ASSIGN_OR_RETURN(const std::unique_ptr<TraceRecorder> recorder, StartTrace(flags_, setup));
+    const BenchedEngine engine{setup, router, probe_ ? &*probe_ : nullptr, recorder.get()};
     MOE_ASSIGN_OR_RETURN(const std::vector<EngineTestResult> results,
-                         RunEngineBench(flags_.bench, setup, router, [&](const EngineTest& test) {
+                         RunEngineBench(flags_.bench, engine, [&](const EngineTest& test) {
                            if (terminal) std::cerr << "moe_bench: " << test.name() << ", batch " << test.batch << '\n';
                          }));
+    if (recorder) MOE_RETURN_IF_ERROR(CheckTrace(*recorder));
+    if (const std::optional<MachineRates> machine = MedianMachine(results)) {
+      host_.read_bandwidth_bytes_per_s = machine->read_bytes_per_s;
+      host_.peak_flops = machine->fp32_operations_per_s;
+    }
     const EngineBenchContext context{.model = std::filesystem::canonical(flags_.rank.model).filename().string(),
                                      .weight_type = std::string(Name(setup.weight_types.mlps)),
                                      .kv_type = std::string(Name(setup.kv_type)),
                                      .transport = std::string(transport),
+                                     .routing = RoutingName(setup.routing),
                                      .threads = setup.threads,
                                      .ranks = setup.topology.ranks(),
-                                     .sparse_layers = setup.config.sparse_layers().size(),
-                                     .roofs = roofs_};
+                                     .sparse_layers = setup.config.sparse_layers().size()};
     exit_code_ = WriteReport(command_, flags_.output,
                              {.kind = "engine",
                               .when = when_,
@@ -104,9 +175,18 @@ class EngineReport {
   const EngineFlags& flags_;
   std::string when_;
   HostDescription host_;
-  std::optional<Roofs> roofs_;
+  std::optional<MachineProbe> probe_;
   int exit_code_ = 0;
 };
+
+// Of this rank, once it has loaded.
+void TellAboutWeightCache(const RankSetup& setup) {
+  if (!setup.weight_cache) return;
+  const WeightCacheReport report = setup.weight_cache->report();
+  std::vector<std::string> lines = report.Warnings();
+  if (isatty(STDERR_FILENO) != 0 && !report.Summary().empty()) lines.push_back(report.Summary());
+  for (const std::string& line : lines) std::cerr << Cat("moe_bench: rank ", setup.rank, ": ", line, "\n");
+}
 
 // What every rank works out alike.
 struct Prepared {
@@ -115,8 +195,12 @@ struct Prepared {
 };
 
 Result<Prepared> Prepare(const EngineFlags& flags, const RankPlace& place) {
+  MOE_RETURN_IF_ERROR(CheckMicroBatches(flags.bench.micro_batches));
   MOE_RETURN_IF_ERROR(CheckTransport(flags.rank.transport, !place.topology.embedded));
+  MOE_RETURN_IF_ERROR(CheckWeightCache(flags.rank.weight_cache));
+  MOE_ASSIGN_OR_RETURN(std::unique_ptr<RankDevice> device, BindDevice(flags.rank, place));
   MOE_ASSIGN_OR_RETURN(RankSetup setup, PrepareRank(flags.rank, place));
+  setup.device = std::move(device);
   MOE_RETURN_IF_ERROR(CheckEngineBench(flags.bench, setup));
   MOE_ASSIGN_OR_RETURN(KvPlan kv, PlanCache(flags.bench, setup));
   return Prepared{.setup = std::move(setup), .kv = std::move(kv)};
@@ -129,27 +213,31 @@ int RunEmbedded(const EngineFlags& flags, EngineReport& report) {
   report.Begin(/*one_machine=*/true);
   const Result<std::unique_ptr<LocalEngine>> engine = LocalEngine::Load(std::move(prepared->setup), prepared->kv);
   if (!engine.ok()) return FailBecause(engine.status());
+  TellAboutWeightCache((*engine)->setup());
   const Status status = report.Run((*engine)->setup(), (*engine)->router(), "inprocess");
   return status.ok() ? report.exit_code() : FailBecause(status);
 }
 
 Status MeasureOver(Transport& transport, const Prepared& prepared, ThreadPool& pool, EngineReport& report) {
   MOE_ASSIGN_OR_RETURN(LoadedWeights weights, LoadRouter(prepared.setup, pool, transport));
+  TellAboutWeightCache(prepared.setup);
   RouterEngine router({.kv = prepared.kv}, prepared.setup, pool, transport, std::move(weights), nullptr);
   return report.Run(prepared.setup, router, transport.name());
 }
 
-Status RunRole(MpiWorld& world, const Prepared& prepared, EngineReport& report) {
+Status RunRole(MpiWorld& world, TransportChoice transport, const Prepared& prepared, EngineReport& report) {
   const RankSetup& setup = prepared.setup;
   ThreadPool pool(PoolOptions(setup));
   if (setup.rank == setup.topology.router()) {
-    MOE_ASSIGN_OR_RETURN(const std::unique_ptr<Transport> transport,
-                         MakeMpiTransport(world, {.limits = setup.transport_limits}));
-    return EndWorkers(*transport, MeasureOver(*transport, prepared, pool, report));
+    MOE_ASSIGN_OR_RETURN(const std::unique_ptr<JobRouterEnd> end,
+                         MakeJobRouterEnd(world, transport, setup.transport_limits, setup.device.get()));
+    return EndWorkers(end->transport(), MeasureOver(end->transport(), prepared, pool, report));
   }
-  MOE_ASSIGN_OR_RETURN(const std::unique_ptr<WorkerEndpoint> endpoint,
-                       MakeMpiEndpoint(world, {.limits = setup.transport_limits}));
-  return ServeExperts(setup, WorkerId(setup.rank.value() - 1), pool, *endpoint);
+  MOE_ASSIGN_OR_RETURN(const std::unique_ptr<JobWorkerEnd> end,
+                       MakeJobWorkerEnd(world, transport, setup.transport_limits, setup.device.get()));
+  const Status served = ServeExperts(setup, WorkerId(setup.rank.value() - 1), pool, end->endpoint());
+  TellAboutWeightCache(setup);
+  return served;
 }
 
 int RunLaunched(const EngineFlags& flags, EngineReport& report) {
@@ -165,26 +253,25 @@ int RunLaunched(const EngineFlags& flags, EngineReport& report) {
   const Result<int> agreed = AgreeToStart(world, "moe_bench", ready.ok() ? 0 : ExitCode(ready), ready.message());
   if (!agreed.ok()) return FailBecause(agreed.status());
   if (*agreed != 0) return *agreed;
-  const Status status = RunRole(world, *prepared, report);
+  const TransportChoice transport = flags.rank.transport;
+  const Status status = RunRole(world, transport, *prepared, report);
   if (status.ok()) return report.exit_code();
   // What a worker could not do it has told the router, who reports it.
   if (router) FailBecause(status);
-  if (status.code() == StatusCode::kDeadlineExceeded) LeaveJob(kExitFailed);
+  if (MustLeaveJob(transport, status)) LeaveJob(kExitFailed);
   return kExitFailed;
+}
+
+Result<int> Run(const CLI::App& command, EngineFlags& flags) {
+  EngineReport report(command, flags);
+  return LaunchedByMpi() ? RunLaunched(flags, report) : RunEmbedded(flags, report);
 }
 
 }  // namespace
 
 BenchCommand AddEngineCommand(CLI::App& app) {
-  CLI::App* command =
-      app.add_subcommand("engine", "Prefill and decode in this process or an MPI job, without a server.");
-  const auto flags = std::make_shared<EngineFlags>();
-  AddEngineFlags(*command, *flags);
-  FinishCommand(*command);
-  return {.app = command, .run = [command, flags] {
-            EngineReport report(*command, *flags);
-            return LaunchedByMpi() ? RunLaunched(*flags, report) : RunEmbedded(*flags, report);
-          }};
+  return MakeCommand(app, "engine", "Prefill and decode in this process or an MPI job, without a server.",
+                     AddEngineFlags, Run);
 }
 
 }  // namespace moe

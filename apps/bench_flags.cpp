@@ -91,6 +91,8 @@ int WriteReport(const CLI::App& command, const OutputFlags& flags, const Measure
   return 0;
 }
 
+CLI::App* NewCommand(CLI::App& app, const char* name, const char* help) { return app.add_subcommand(name, help); }
+
 void FinishCommand(CLI::App& command) {
   for (CLI::Option* option : command.get_options()) {
     if (!option->get_configurable() || option->get_lnames().empty()) continue;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -53,7 +54,24 @@ struct Measured {
 /// Prints the table, or the report as JSON when asked for, and writes the output file; 0, or the exit code.
 int WriteReport(const CLI::App& command, const OutputFlags& flags, const Measured& measured);
 
+/// A subcommand of `app`, before it has flags of its own.
+CLI::App* NewCommand(CLI::App& app, const char* name, const char* help);
 /// Every flag of `command` also as MOE_BENCH_NAME, and in a section of the TOML file.
 void FinishCommand(CLI::App& command);
+
+/// A command with the flags that `add_flags` gives it, which `run` gets once they are read; the exit code is what it
+/// returns, or that of its failure.
+template <typename Flags>
+BenchCommand MakeCommand(CLI::App& app, const char* name, const char* help, void (*add_flags)(CLI::App&, Flags&),
+                         Result<int> (*run)(const CLI::App&, Flags&)) {
+  CLI::App* command = NewCommand(app, name, help);
+  const auto flags = std::make_shared<Flags>();
+  add_flags(*command, *flags);
+  FinishCommand(*command);
+  return {.app = command, .run = [command, flags, run] {
+            const Result<int> code = run(*command, *flags);
+            return code.ok() ? *code : FailBecause(code.status());
+          }};
+}
 
 }  // namespace moe

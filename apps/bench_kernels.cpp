@@ -1,12 +1,15 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <iostream>
-#include <memory>
 #include <optional>
 
 #include "apps/bench_commands.h"
 #include "bench/engine/kernel_bench.h"
+#include "bench/statistics.h"
+#include "core/date.h"
+#include "core/machine.h"
 #include "core/text.h"
 
 namespace moe {
@@ -72,20 +75,23 @@ Result<int> Run(const CLI::App& command, KernelFlags& flags) {
   MOE_RETURN_IF_ERROR(CheckOutput(flags.output));
   const std::string when = NowUtc();
   const bool terminal = isatty(STDERR_FILENO) != 0;
+  if (flags.bench.threads == 0) flags.bench.threads = static_cast<int>(AllowedProcessors().size());
   const RoofOptions roof_options{.threads = flags.bench.threads, .seconds = flags.bench.seconds};
   const Kernels& kernels = SimdKernels();
-  KernelBenchContext context{.roofs = MeasureRoofs(roof_options),
-                             .dot_roofs = MeasureDotRoofs(roof_options),
-                             .kernels = std::string(kernels.name())};
-  flags.bench.threads = context.roofs.threads;
+  KernelBenchContext context{.dot_roofs = MeasureDotRoofs(roof_options),
+                             .kernels = std::string(kernels.name()),
+                             .threads = flags.bench.threads};
   if (flags.bench.cold_bytes == 0) flags.bench.cold_bytes = ColdBytes();
   MOE_ASSIGN_OR_RETURN(const std::vector<KernelResult> results,
                        RunKernelBench(flags.bench, kernels, [&](const std::string& what) {
                          if (terminal) std::cerr << "moe_bench: " << what << '\n';
                        }));
   HostDescription host = DescribeHost();
-  host.read_bandwidth_bytes_per_s = context.roofs.read_bandwidth_bytes_per_s;
-  host.peak_flops = context.roofs.peak_flops;
+  std::vector<double> reads;
+  for (const KernelResult& result : results) reads.push_back(result.read_bytes_per_s);
+  host.read_bandwidth_bytes_per_s = Summarize(std::move(reads))->median;
+  const auto fp32 = std::ranges::find(context.dot_roofs, "fp32", &DotRoof::format);
+  if (fp32 != context.dot_roofs.end()) host.peak_flops = fp32->operations_per_s;
   return WriteReport(command, flags.output,
                      {.kind = "kernels",
                       .when = when,
@@ -97,15 +103,8 @@ Result<int> Run(const CLI::App& command, KernelFlags& flags) {
 }  // namespace
 
 BenchCommand AddKernelsCommand(CLI::App& app) {
-  CLI::App* command =
-      app.add_subcommand("kernels", "Every kernel on the shapes that matter, beside the machine's roofs.");
-  const auto flags = std::make_shared<KernelFlags>();
-  AddKernelFlags(*command, *flags);
-  FinishCommand(*command);
-  return {.app = command, .run = [command, flags] {
-            const Result<int> code = Run(*command, *flags);
-            return code.ok() ? *code : FailBecause(code.status());
-          }};
+  return MakeCommand(app, "kernels", "Every kernel on the shapes that matter, beside the machine's roofs.",
+                     AddKernelFlags, Run);
 }
 
 }  // namespace moe

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cmath>
 #include <csignal>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -12,6 +11,7 @@
 #include "bench/load.h"
 #include "bench/load_report.h"
 #include "bench/report.h"
+#include "core/date.h"
 #include "core/text.h"
 
 namespace moe {
@@ -133,9 +133,9 @@ Status Finish(const CLI::App& command, LoadFlags& flags) {
   return Status::Ok();
 }
 
-int Load(const CLI::App& command, LoadFlags& flags) {
+Result<int> Load(const CLI::App& command, LoadFlags& flags) {
   if (const Status status = Finish(command, flags); !status.ok()) return Fail(kExitBadUsage, status.message());
-  if (const Status status = CheckOutput(flags.output); !status.ok()) return FailBecause(status);
+  MOE_RETURN_IF_ERROR(CheckOutput(flags.output));
   WatchSignals();
   const std::string when = NowUtc();
   const Result<LoadResult> result = RunLoad(flags.options);
@@ -156,12 +156,8 @@ int Load(const CLI::App& command, LoadFlags& flags) {
 }  // namespace
 
 BenchCommand AddLoadCommand(CLI::App& app) {
-  CLI::App* command =
-      app.add_subcommand("load", "Send requests to a running server; measure throughput and latencies.");
-  const auto flags = std::make_shared<LoadFlags>();
-  AddLoadFlags(*command, *flags);
-  FinishCommand(*command);
-  return {.app = command, .run = [command, flags] { return Load(*command, *flags); }};
+  return MakeCommand(app, "load", "Send requests to a running server; measure throughput and latencies.", AddLoadFlags,
+                     Load);
 }
 
 }  // namespace moe

@@ -2,13 +2,13 @@
 
 #include <CLI/CLI.hpp>
 #include <iostream>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "apps/bench_commands.h"
 #include "apps/rank_flags.h"
 #include "bench/engine/quality.h"
+#include "core/date.h"
 #include "core/text.h"
 #include "model/json.h"
 
@@ -44,10 +44,11 @@ void AddQualityFlags(CLI::App& command, QualityFlags& flags) {
   command.add_option("--max-windows", options.max_windows, "the first so many only; 0: all")->capture_default_str();
   command
       .add_option("--weight-type", flags.weight_types,
-                  "list of types to hold weights in: auto (as stored), f32, bf16, f16")
+                  "list of types to hold weights in: auto (as stored), f32, bf16, f16, int8, int4")
       ->delimiter(',')
       ->capture_default_str();
   FlagAdder add(command);
+  AddWeightCacheFlag(add, options.rank.weight_cache);
   AddKvTypeFlag(add, options.rank.kv_type);
   command.add_option("--tasks", flags.tasks, "tasks with language, prompt and answer, a JSON object a line")
       ->check(CLI::ExistingFile);
@@ -72,24 +73,25 @@ Status Finish(QualityFlags& flags) {
     if (!tasks.ok()) return tasks.status().WithContext(Cat("--tasks ", flags.tasks));
     options.tasks = *std::move(tasks);
   }
+  MOE_RETURN_IF_ERROR(CheckWeightCache(options.rank.weight_cache));
   for (const std::string& name : flags.weight_types) {
     const std::optional<WeightType> type = ParseWeightType(name);
     if (!type && name != "auto")
-      return InvalidArgument("--weight-type \"", name, "\" is unknown (auto, f32, bf16, f16).");
+      return InvalidArgument("--weight-type \"", name, "\" is unknown (auto, f32, bf16, f16, int8, int4).");
     options.weight_types.push_back(type);
   }
   return Status::Ok();
 }
 
-int Quality(const CLI::App& command, QualityFlags& flags) {
+Result<int> Quality(const CLI::App& command, QualityFlags& flags) {
   if (const Status status = Finish(flags); !status.ok()) return Fail(kExitBadUsage, status.message());
-  if (const Status status = CheckOutput(flags.output); !status.ok()) return FailBecause(status);
+  MOE_RETURN_IF_ERROR(CheckOutput(flags.output));
   const std::string when = NowUtc();
   const bool terminal = isatty(STDERR_FILENO) != 0;
   const Result<std::vector<QualityResult>> results = RunQuality(flags.options, [&](const std::string& what) {
     if (terminal) std::cerr << "moe_bench: " << what << '\n';
   });
-  if (!results.ok()) return FailBecause(results.status());
+  if (!results.ok()) return results.status();
   return WriteReport(command, flags.output,
                      {.kind = "quality",
                       .when = when,
@@ -101,12 +103,9 @@ int Quality(const CLI::App& command, QualityFlags& flags) {
 }  // namespace
 
 BenchCommand AddQualityCommand(CLI::App& app) {
-  CLI::App* command = app.add_subcommand(
-      "quality", "Held-out loss, what smaller types of weights and cache cost of it, and tasks answered.");
-  const auto flags = std::make_shared<QualityFlags>();
-  AddQualityFlags(*command, *flags);
-  FinishCommand(*command);
-  return {.app = command, .run = [command, flags] { return Quality(*command, *flags); }};
+  return MakeCommand(app, "quality",
+                     "Held-out loss, what smaller types of weights and cache cost of it, and tasks answered.",
+                     AddQualityFlags, Quality);
 }
 
 }  // namespace moe

@@ -31,6 +31,7 @@ template CLI::Option* FlagAdder::Add(const std::string&, std::string&, const std
 template CLI::Option* FlagAdder::Add(const std::string&, std::filesystem::path&, const std::string&);
 template CLI::Option* FlagAdder::Add(const std::string&, std::vector<std::string>&, const std::string&);
 template CLI::Option* FlagAdder::Add(const std::string&, std::vector<std::size_t>&, const std::string&);
+template CLI::Option* FlagAdder::Add(const std::string&, std::vector<double>&, const std::string&);
 
 CLI::Option* FlagAdder::AddSwitch(const std::string& name, bool& value, const std::string& help) {
   return app_.add_flag(name, value, help)->envname(EnvironmentName(name));
@@ -54,6 +55,14 @@ CLI::Option* FlagAdder::AddWords(const std::string& name, const std::vector<std:
       ->envname(EnvironmentName(name))
       ->default_str(shown)
       ->check(CLI::IsMember(words));
+}
+
+Choices<std::optional<WeightType>> WeightTypeChoices() {
+  Choices<std::optional<WeightType>> choices = {{"auto", std::nullopt}};
+  for (const WeightType type :
+       {WeightType::kF32, WeightType::kBf16, WeightType::kF16, WeightType::kInt8, WeightType::kInt4})
+    choices.emplace(Name(type), type);
+  return choices;
 }
 
 }  // namespace moe

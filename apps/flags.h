@@ -5,8 +5,11 @@
 #include <chrono>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
+
+#include "kernels/weight_type.h"
 
 namespace CLI {
 class App;
@@ -20,6 +23,9 @@ std::string EnvironmentName(std::string flag);
 
 template <typename Value>
 using Choices = std::map<std::string, Value>;
+
+/// "auto", which leaves it to the program, and every type.
+Choices<std::optional<WeightType>> WeightTypeChoices();
 
 /// Adds options to an app with their environment names and shown defaults.
 class FlagAdder {

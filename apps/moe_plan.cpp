@@ -1,7 +1,8 @@
-// moe_plan: counts parameters, plans memory, estimates cost, compares models; without a server. Flags and wiring only;
-// what they do is in bench/plan/.
+// moe_plan: counts parameters, plans memory, estimates cost, compares models, places experts; without a server. Flags
+// and wiring only; what they do is in bench/plan/.
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <string>
 
 #include "apps/plan_options.h"
@@ -10,6 +11,9 @@
 #include "bench/plan/memory_report.h"
 #include "bench/plan/models.h"
 #include "bench/plan/params_report.h"
+#include "bench/plan/placement_report.h"
+#include "core/replace_file.h"
+#include "placement/loads_file.h"
 
 namespace moe {
 namespace {
@@ -53,10 +57,9 @@ Output Memory(const PlanOptions& options) {
   memory.kv.encoder_tokens = options.encoder_tokens > 0 ? options.encoder_tokens : memory.kv.context;
   memory.kv.step_tokens = memory.step.max_step_tokens;
   if (memory.kv.prefill_chunk == 0) memory.kv.prefill_chunk = memory.step.max_step_tokens;
-  MemoryReport report{
-      .model = model, .options = memory, .quantization = options.quantization, .device = options.device_name};
+  MemoryReport report{.model = model, .options = memory, .device = options.device_name};
   for (const std::string& type : options.weight_types) {
-    MOE_ASSIGN_OR_RETURN(WeightScheme scheme, MakeWeightScheme(type, model.config, options.quantization));
+    MOE_ASSIGN_OR_RETURN(WeightScheme scheme, MakeWeightScheme(type, model.config, options.attention_weight_type));
     MOE_ASSIGN_OR_RETURN(MemoryPlan plan, PlanMemory(model.config, scheme, memory));
     report.entries.push_back({std::move(scheme), std::move(plan)});
   }
@@ -69,7 +72,7 @@ Output Cost(const PlanOptions& options) {
   cost.context = Context(options, model.config);
   cost.encoder_tokens = options.encoder_tokens > 0 ? options.encoder_tokens : cost.context;
   MOE_ASSIGN_OR_RETURN(const WeightScheme scheme,
-                       MakeWeightScheme(options.weight_type, model.config, options.quantization));
+                       MakeWeightScheme(options.weight_type, model.config, options.attention_weight_type));
   MOE_ASSIGN_OR_RETURN(std::vector<CostPoint> points, PlanCost(model.config, scheme, cost, options.batches));
   const CostReport report{.model = model,
                           .scheme = scheme,
@@ -85,7 +88,7 @@ Output Compare(const PlanOptions& options) {
                                .read_type = options.weight_type,
                                .batches = options.batches,
                                .kv_element_bytes = options.memory.kv.element_bytes,
-                               .quantization = options.quantization};
+                               .attention_weight_type = options.attention_weight_type};
   std::vector<ComparedModel> models;
   for (const std::string& name : options.models) {
     MOE_ASSIGN_OR_RETURN(const NamedModel model, Open(name));
@@ -95,12 +98,31 @@ Output Compare(const PlanOptions& options) {
   return options.json ? CompareJson(models, compare) : CompareText(models, compare);
 }
 
+Status WritePlacement(const std::filesystem::path& path, const Placement& placement) {
+  if (ReplaceFile(path, PlacementJson(placement) + "\n")) return Status::Ok();
+  return Internal("--output ", path.string(), " could not be written");
+}
+
+Output PlaceExperts(const PlanOptions& options) {
+  PlacementProblem problem = options.placement;
+  MOE_ASSIGN_OR_RETURN(problem.loads, ReadLoadsFile(options.loads));
+  problem.num_experts = static_cast<int>(problem.loads.front().mean.size());
+  if (problem.slots == 0) problem.slots = problem.num_experts;
+  if (!options.current.empty()) {
+    MOE_ASSIGN_OR_RETURN(problem.current, ReadPlacementFile(options.current));
+  }
+  MOE_ASSIGN_OR_RETURN(const PlacementPlan plan, PlanPlacement(options.algorithm, problem));
+  if (!options.output.empty()) MOE_RETURN_IF_ERROR(WritePlacement(options.output, plan.placement));
+  return options.json ? PlacementPlanJson(plan, problem) : PlacementPlanText(plan, problem);
+}
+
 Output Run(const PlanOptions& options) {
   switch (options.command) {
     case PlanCommand::kParams: return Params(options);
     case PlanCommand::kMemory: return Memory(options);
     case PlanCommand::kCost: return Cost(options);
     case PlanCommand::kCompare: return Compare(options);
+    case PlanCommand::kPlacement: return PlaceExperts(options);
   }
   return Internal("a command without an implementation");
 }

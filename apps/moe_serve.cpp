@@ -1,4 +1,5 @@
-// moe_serve: a router and its expert workers, in one process or as the ranks of an MPI job. Flags and wiring only.
+// moe_serve: a router and its expert workers, in one process, as the ranks of an MPI job or as a fleet. Flags and
+// wiring only.
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
@@ -6,13 +7,15 @@
 #include <optional>
 
 #include "apps/serve_endpoints.h"
+#include "apps/serve_fleet.h"
 #include "apps/serve_options.h"
 #include "apps/serve_router.h"
 #include "apps/serve_worker.h"
 #include "apps/signals.h"
 #include "ranks/embedded.h"
+#include "ranks/job_transport.h"
 #include "ranks/mpi_job.h"
-#include "transport/mpi/mpi_transport.h"
+#include "ranks/rank_device.h"
 
 namespace moe {
 namespace {
@@ -37,8 +40,13 @@ Start Prepare(const ParsedServeOptions& parsed, const RankPlace& place, bool lau
   if (!parsed.run) return {.exit_code = parsed.exit_code, .failure = parsed.text};
   if (const Status status = CheckTransport(parsed.options.transport, launched); !status.ok())
     return {.exit_code = kBadUsage, .failure = status.message()};
+  if (const Status status = CheckWeightCache(parsed.options.weight_cache); !status.ok())
+    return {.exit_code = kBadUsage, .failure = status.message()};
+  Result<std::unique_ptr<RankDevice>> device = BindDevice(parsed.options, place);
+  if (!device.ok()) return {.exit_code = kBadUsage, .failure = device.status().message()};
   Result<RankSetup> setup = PrepareRank(parsed.options, place);
   if (!setup.ok()) return {.exit_code = kFailed, .failure = setup.status().message()};
+  setup->device = *std::move(device);
   return {.setup = ServeSetup(*std::move(setup), parsed.options)};
 }
 
@@ -64,23 +72,23 @@ int RunEmbedded(const ParsedServeOptions& parsed) {
   return Report(RunRouter(setup, pool, **metrics, (*worker)->transport()));
 }
 
-Status RunMpiRouter(MpiWorld& world, const ServeSetup& setup, RankMetrics& metrics) {
-  MOE_ASSIGN_OR_RETURN(const std::unique_ptr<Transport> transport,
-                       MakeMpiTransport(world, {.limits = setup.transport_limits}));
+Status RunJobRouter(MpiWorld& world, const ServeSetup& setup, RankMetrics& metrics) {
+  MOE_ASSIGN_OR_RETURN(const std::unique_ptr<JobRouterEnd> end,
+                       MakeJobRouterEnd(world, setup.options.transport, setup.transport_limits, setup.device.get()));
   ThreadPool pool(PoolOptions(setup));
-  return RunRouter(setup, pool, metrics, *transport);
+  return RunRouter(setup, pool, metrics, end->transport());
 }
 
-Status RunMpiWorker(MpiWorld& world, const ServeSetup& setup, RankMetrics& metrics) {
-  MOE_ASSIGN_OR_RETURN(const std::unique_ptr<WorkerEndpoint> endpoint,
-                       MakeMpiEndpoint(world, {.limits = setup.transport_limits}));
+Status RunJobWorker(MpiWorld& world, const ServeSetup& setup, RankMetrics& metrics) {
+  MOE_ASSIGN_OR_RETURN(const std::unique_ptr<JobWorkerEnd> end,
+                       MakeJobWorkerEnd(world, setup.options.transport, setup.transport_limits, setup.device.get()));
   ThreadPool pool(PoolOptions(setup));
   return RunWorker({.setup = setup,
                     .worker = WorkerId(world.rank().value() - 1),
                     .pool = pool,
                     .metrics = &metrics,
-                    .transport = "mpi"},
-                   *endpoint);
+                    .transport = JobTransportName(setup.options.transport)},
+                   end->endpoint());
 }
 
 int RunLaunched(const ParsedServeOptions& parsed) {
@@ -104,24 +112,49 @@ int RunLaunched(const ParsedServeOptions& parsed) {
   if (*agreed != 0) return *agreed;
 
   const Status status =
-      router ? RunMpiRouter(world, *start.setup, *metrics) : RunMpiWorker(world, *start.setup, *metrics);
+      router ? RunJobRouter(world, *start.setup, *metrics) : RunJobWorker(world, *start.setup, *metrics);
   if (status.ok()) return 0;
   // What a worker could not do it has told the router, who reports it.
   if (router) Report(status);
-  if (status.code() == StatusCode::kDeadlineExceeded) LeaveJob(kFailed);
+  if (MustLeaveJob(parsed.options.transport, status)) LeaveJob(kFailed);
   return kFailed;
 }
 
+/// A router or a worker by itself, without MPI.
+int RunOfFleet(const ParsedServeOptions& parsed) {
+  if (!parsed.run) {
+    std::fprintf(stderr, "moe_serve: %s\n", parsed.text.c_str());
+    return parsed.exit_code;
+  }
+  if (parsed.options.role == ServeRole::kRouter) {
+    const Result<ServeSetup> setup = PrepareFleet(parsed.options);
+    return Report(setup.ok() ? ServeAsRouter(*setup) : setup.status());
+  }
+  // As far as a worker knows it is alone on its machine: CUDA_VISIBLE_DEVICES gives each of several its own device.
+  Result<std::unique_ptr<RankDevice>> device =
+      BindDevice(parsed.options, {.topology = {.workers = 1, .embedded = true}});
+  if (!device.ok()) {
+    (void)Report(device.status());
+    return kBadUsage;
+  }
+  Result<ServeSetup> setup = PrepareFleet(parsed.options);
+  if (!setup.ok()) return Report(setup.status());
+  setup->device = *std::move(device);
+  return Report(ServeAsWorker(*setup));
+}
+
 int Main(int argc, char** argv) {
-  const bool launched = LaunchedByMpi();
-  InstallSignalHandlers(launched);
   const ParsedServeOptions parsed = ParseServeOptions(argc, argv);
+  const bool fleet = parsed.options.role != ServeRole::kJob;
+  const bool launched = !fleet && LaunchedByMpi();
+  InstallSignalHandlers(launched);
   if (!parsed.run && parsed.exit_code == 0) {
     if (IsFirstLaunchedRank()) std::fputs(parsed.text.c_str(), stdout);
     return 0;
   }
   spdlog::set_default_logger(spdlog::stderr_color_mt("moe_serve"));
   if (parsed.run) spdlog::set_level(spdlog::level::from_str(parsed.options.log_level));
+  if (fleet) return RunOfFleet(parsed);
   return launched ? RunLaunched(parsed) : RunEmbedded(parsed);
 }
 

@@ -20,6 +20,7 @@ constexpr const char* kExamples = R"(Examples:
   moe_plan memory deepseek-v3 --workers 16 --device h200-sxm --weight-type fp8
   moe_plan cost gpt-oss-120b --device h100-sxm --batch 1,32,256 --price-per-hour 2.5
   moe_plan compare mixtral-8x7b llama-2-70b        side by side
+  moe_plan placement --loads loads.json --workers 7 --slots 12
 A model is a built-in name, a folder with a config.json, or such a file; weights are not needed. Every flag can also be
 given in a TOML file (--config FILE, a section for each command) and in the environment (--max-step-tokens as
 MOE_MAX_STEP_TOKENS). Formulas and assumptions: docs/planner.md.
@@ -44,6 +45,11 @@ constexpr const char* kCompareExamples = R"(Examples:
   moe_plan compare mixtral-8x7b llama-2-70b mistral-7b-v0.1
   moe_plan compare qwen3-30b-a3b gpt-oss-20b --weight-type bf16,int4 --read-type bf16 --json)";
 
+constexpr const char* kPlacementExamples = R"(Examples:
+  moe_plan placement --loads loads.json --workers 8 --slots 72
+  moe_plan placement --loads loads.json --algorithm eplb --workers 8 --slots 72 --nodes 2 --groups 4 --json
+  moe_plan placement --loads loads.json --workers 8 --slots 72 --current now.json --bytes-per-expert 44MB --output new.json)";
+
 /// Flags that become something else once all are known.
 struct RawFlags {
   std::string device;
@@ -54,6 +60,8 @@ struct RawFlags {
   double latency_us = 0;
   std::vector<std::string> weight_types;
   std::vector<std::size_t> batches;
+  std::string bytes_per_expert;
+  std::vector<std::size_t> worker_slots;
 };
 
 std::string DeviceNames() {
@@ -68,18 +76,11 @@ void AddModel(FlagAdder& add, PlanOptions& o) {
 
 void AddJson(FlagAdder& add, PlanOptions& o) { add.AddSwitch("--json", o.json, "JSON instead of a table"); }
 
-void AddQuantization(FlagAdder& add, PlanOptions& o) {
-  constexpr int kMostGroup = 1 << 20;
-  const auto group = [&](const char* name, int& value, const char* help) {
-    add.Add(name, value, help)->check(CLI::Range(0, kMostGroup));
-  };
-  const auto scale = [&](const char* name, int& value) {
-    add.Add(name, value, "Bytes of one of its scales")->check(CLI::IsMember({1, 2, 4}));
-  };
-  group("--int8-group", o.quantization.int8_group, "int8: inputs that share a scale; 0: all inputs of an output");
-  scale("--int8-scale-bytes", o.quantization.int8_scale_bytes);
-  group("--int4-group", o.quantization.int4_group, "int4: inputs that share a scale; 0: all inputs of an output");
-  scale("--int4-scale-bytes", o.quantization.int4_scale_bytes);
+void AddAttentionType(FlagAdder& add, PlanOptions& o) {
+  add.AddChoice<std::optional<WeightType>>("--attention-weight-type", o.attention_weight_type, WeightTypeChoices(),
+                                           "auto",
+                                           "Type of attention and head, where the weights are f32, bf16, f16, int8 or "
+                                           "int4; auto: int8 with int4, else theirs");
 }
 
 void AddWeightTypes(FlagAdder& add, RawFlags& raw, const std::vector<std::string>& shown) {
@@ -126,7 +127,7 @@ void AddMemory(CLI::App& command, PlanOptions& o, RawFlags& raw) {
   m.usable_share = 0.9;
   AddModel(add, o);
   AddWeightTypes(add, raw, {"f32", "bf16", "int8", "int4", "mxfp4"});
-  AddQuantization(add, o);
+  AddAttentionType(add, o);
   AddContext(add, o);
   add.Add("--batch", m.kv.batch, "Sequences at a time")->check(CLI::Range(std::size_t{1}, std::size_t{kMostBatch}));
   AddKvType(add, m.kv.element_bytes);
@@ -154,7 +155,7 @@ void AddCost(CLI::App& command, PlanOptions& o, RawFlags& raw) {
   CostOptions& c = o.cost;
   AddModel(add, o);
   add.Add("--weight-type", o.weight_type, "stored, f32, bf16, f16, int8, int4, mxfp4 or fp8");
-  AddQuantization(add, o);
+  AddAttentionType(add, o);
   AddContext(add, o);
   AddBatches(add, raw, {1, 8, 64});
   AddKvType(add, c.kv_element_bytes);
@@ -182,11 +183,60 @@ void AddCompare(CLI::App& command, PlanOptions& o, RawFlags& raw) {
   add.Add("models,--models", o.models, "Built-in names, folders or files");
   AddWeightTypes(add, raw, {"f32", "bf16", "int8", "int4", "mxfp4"});
   add.Add("--read-type", o.weight_type, "Weight type whose bytes a token reads");
-  AddQuantization(add, o);
+  AddAttentionType(add, o);
   AddBatches(add, raw, {1, 64});
   AddKvType(add, o.memory.kv.element_bytes);
   AddJson(add, o);
   command.footer(kCompareExamples);
+}
+
+void AddPlacement(CLI::App& command, PlanOptions& o, RawFlags& raw) {
+  FlagAdder add(command);
+  PlacementProblem& p = o.placement;
+  Choices<PlacementAlgorithm> algorithms;
+  for (const PlacementAlgorithm algorithm : {PlacementAlgorithm::kLinear, PlacementAlgorithm::kRoundRobin,
+                                             PlacementAlgorithm::kEplb, PlacementAlgorithm::kAuto})
+    algorithms[std::string(Name(algorithm))] = algorithm;
+  add.Add("--loads", o.loads, "JSON file with the tokens of each expert in each layer (docs/placement-format.md)");
+  add.AddChoice<PlacementAlgorithm>("--algorithm", o.algorithm, algorithms, "auto",
+                                    "Who decides; auto: near the lower bound with few experts moved");
+  add.Add("--workers", p.workers, "Hosts of experts")->check(CLI::Range(1, kMostWorkers));
+  add.Add("--slots", p.slots, "Of a layer, over all workers; 0: one for each expert")
+      ->check(CLI::Range(0, kMostRedundant * 2));
+  add.Add("--nodes", p.nodes, "For eplb: nodes that the workers are on, evenly")->check(CLI::Range(1, kMostWorkers));
+  add.Add("--groups", p.groups, "For eplb: groups of experts, each of which stays on a node if nodes divide them")
+      ->check(CLI::Range(1, kMostRedundant));
+  add.Add("--current", o.current, "Placement file that is in force; absent: none, and figures are beside linear's");
+  add.Add("--bytes-per-expert", raw.bytes_per_expert, "Size of an expert in one layer: 44MB, 352MiB");
+  add.Add("--cost-per-byte", p.cost_per_byte,
+          "For auto: tokens that the slowest worker must be relieved of for each byte moved")
+      ->check(CLI::Range(0.0, 1e12));
+  add.Add("--worker-speeds", p.worker_speeds, "For auto: speed of each worker, a list; absent: all alike")
+      ->delimiter(',');
+  add.Add("--worker-slots", raw.worker_slots, "For auto: most slots of each worker, a list; absent: as even as can be")
+      ->delimiter(',')
+      ->check(CLI::Range(std::size_t{0}, std::size_t{kMostRedundant}));
+  add.Add("--output", o.output, "File to write the placement to");
+  AddJson(add, o);
+  command.footer(kPlacementExamples);
+}
+
+Status FinishPlacement(const RawFlags& raw, PlanOptions& o) {
+  if (o.loads.empty()) return InvalidArgument("placement: --loads FILE is missing");
+  if (o.placement.workers == 0) return InvalidArgument("placement: --workers is missing");
+  for (const std::size_t slots : raw.worker_slots) o.placement.worker_slots.push_back(static_cast<int>(slots));
+  if (o.algorithm != PlacementAlgorithm::kAuto &&
+      !(o.placement.worker_slots.empty() && o.placement.worker_speeds.empty()))
+    return InvalidArgument("--worker-speeds and --worker-slots are for auto; ", Name(o.algorithm),
+                           " does not look at them");
+  if (raw.bytes_per_expert.empty()) {
+    if (o.placement.cost_per_byte > 0) return InvalidArgument("--cost-per-byte needs --bytes-per-expert");
+    return Status::Ok();
+  }
+  const Result<std::uint64_t> bytes = ParseBytes(raw.bytes_per_expert);
+  if (!bytes.ok()) return bytes.status().WithContext("--bytes-per-expert");
+  o.placement.bytes_per_expert = *bytes;
+  return Status::Ok();
 }
 
 Status FinishMemory(const RawFlags& raw, PlanOptions& o) {
@@ -261,6 +311,7 @@ Status Finish(const RawFlags& raw, PlanOptions& o) {
     case PlanCommand::kCompare:
       if (o.models.empty()) return InvalidArgument("compare: models are missing (moe_plan params --list names some)");
       return Status::Ok();
+    case PlanCommand::kPlacement: return FinishPlacement(raw, o);
   }
   return Status::Ok();
 }
@@ -280,6 +331,7 @@ class Commands {
     AddCommand(app, PlanCommand::kMemory, "memory", "Plan what each rank holds, what fits, how many workers it takes.");
     AddCommand(app, PlanCommand::kCost, "cost", "Estimate tokens per second, price and energy from two roofs.");
     AddCommand(app, PlanCommand::kCompare, "compare", "Show models side by side.");
+    AddCommand(app, PlanCommand::kPlacement, "placement", "Place experts on workers by their loads.");
   }
   /// The one that was asked for.
   CommandFlags& chosen() {
@@ -299,10 +351,11 @@ class Commands {
       case PlanCommand::kMemory: AddMemory(*flags.app, flags.options, flags.raw); break;
       case PlanCommand::kCost: AddCost(*flags.app, flags.options, flags.raw); break;
       case PlanCommand::kCompare: AddCompare(*flags.app, flags.options, flags.raw); break;
+      case PlanCommand::kPlacement: AddPlacement(*flags.app, flags.options, flags.raw); break;
     }
   }
 
-  std::array<CommandFlags, 4> flags_;
+  std::array<CommandFlags, 5> flags_;
 };
 
 std::string FirstLine(const std::string& text) { return text.substr(0, text.find('\n')); }
@@ -312,7 +365,8 @@ std::string Explain(const CLI::App& app, const CLI::ParseError& error) {
     return Cat("--config: a key is unknown or wrong: ", FirstLine(error.what()));
   // CLI11 would only say that a command is missing.
   if (const std::vector<std::string> rest = app.remaining(); app.get_subcommands().empty() && !rest.empty())
-    return Cat("\"", rest.front(), "\" is neither a command nor a flag (commands: params, memory, cost, compare)");
+    return Cat("\"", rest.front(),
+               "\" is neither a command nor a flag (commands: params, memory, cost, compare, placement)");
   return FirstLine(error.what()) + " (moe_plan --help shows what is known)";
 }
 
@@ -321,7 +375,7 @@ std::string Explain(const CLI::App& app, const CLI::ParseError& error) {
 ParsedPlanOptions ParsePlanOptions(int argc, char** argv) {
   constexpr int kBadUsage = 2;
   ParsedPlanOptions parsed;
-  CLI::App app("Counts parameters, plans memory, estimates cost and compares models; from configurations alone.",
+  CLI::App app("Counts parameters, plans memory and placements, estimates cost and compares models; without a server.",
                "moe_plan");
   app.footer(kExamples);
   app.set_version_flag("--version", Cat("moe_plan ", kBuildVersion, " (", kBuildCommit, ")"));

@@ -5,13 +5,14 @@
 #include <optional>
 
 #include "core/text.h"
+#include "placement/placement_problem.h"
 
 namespace moe {
 namespace {
 
 std::string CheckPlacementName(const std::string& value) {
-  if (value == "linear" || value == "round_robin" || std::filesystem::exists(value)) return "";
-  return Cat(value, " is not linear, round_robin or a file that exists");
+  if (ParsePlacementAlgorithm(value) || std::filesystem::exists(value)) return "";
+  return Cat(value, " is not linear, round_robin, eplb, auto or a file that exists");
 }
 
 }  // namespace
@@ -21,38 +22,64 @@ void AddKvTypeFlag(FlagAdder& add, KvType& type) {
                         "Type that the KV cache holds keys and values in; attention computes in fp32 with either");
 }
 
+void AddWeightCacheFlag(FlagAdder& add, std::string& choice) {
+  add.Add("--weight-cache", choice,
+          "Where int8 and int4 weights are kept for the next start; auto: in the model's folder, if that can be "
+          "written; off: nowhere; else a folder for caches of any models");
+}
+
+void AddMicroBatchesFlag(FlagAdder& add, int& micro_batches) {
+  add.AddChoice<int>("--micro-batches", micro_batches, {{"auto", 0}, {"1", 1}, {"2", 2}, {"3", 3}, {"4", 4}}, "auto",
+                     "Parts of a step in flight at a time; auto: one or two, by the time that each takes");
+  static_assert(kMaxMicroBatches == 4, "as many as the choices above");
+}
+
 void AddRankFlags(FlagAdder& add, RankOptions& o) {
   add.Add("--model", o.model, "Folder of a Hugging Face checkpoint")->required();
   add.AddChoice<LoadFormat>("--load-format", o.load_format,
                             {{"auto", LoadFormat::kAuto}, {"dummy", LoadFormat::kDummy}}, "auto",
                             "dummy: config.json only, with random weights that are the same on every topology");
-  const Choices<std::optional<WeightType>> types = {{"auto", std::nullopt},      {"f32", WeightType::kF32},
-                                                    {"bf16", WeightType::kBf16}, {"f16", WeightType::kF16},
-                                                    {"int8", WeightType::kInt8}, {"int4", WeightType::kInt4}};
+  const Choices<std::optional<WeightType>> types = WeightTypeChoices();
   add.AddChoice<std::optional<WeightType>>(
       "--weight-type", o.weight_type, types, "auto",
       "Type that weights are held in; auto: the narrowest that loses nothing of what is stored");
   add.AddChoice<std::optional<WeightType>>(
       "--attention-weight-type", o.attention_weight_type, types, "auto",
       "Type of attention and head; auto: int8 where --weight-type is int4, else --weight-type");
+  AddWeightCacheFlag(add, o.weight_cache);
   AddKvTypeFlag(add, o.kv_type);
-  add.Add("--placement", o.placement, "linear, round_robin or a placement file")->check(CheckPlacementName);
+  add.Add("--placement", o.placement, "linear, round_robin, eplb, auto (ours) or a placement file")
+      ->check(CheckPlacementName);
+  add.Add("--loads", o.loads, "JSON file with the tokens of each expert, for eplb and auto; absent: all alike");
   add.Add("--redundant-experts", o.redundant_experts, "Extra slots per layer, over all workers")
       ->check(CLI::Range(0, 1'000'000));
   add.AddChoice<TransportChoice>(
       "--transport", o.transport,
-      {{"auto", TransportChoice::kAuto}, {"inprocess", TransportChoice::kInProcess}, {"mpi", TransportChoice::kMpi}},
-      "auto", "auto: mpi under mpirun with two or more ranks, else inprocess");
+      {{"auto", TransportChoice::kAuto},
+       {"inprocess", TransportChoice::kInProcess},
+       {"mpi", TransportChoice::kMpi},
+       {"grpc", TransportChoice::kGrpc},
+       {"nccl", TransportChoice::kNccl}},
+      "auto",
+      "auto: mpi under mpirun with two or more ranks, grpc as router or worker, else inprocess; grpc: also between the "
+      "ranks that mpirun started; nccl: between their devices, one for each rank, the router too");
+  add.AddChoice<BackendChoice>(
+      "--backend", o.backend,
+      {{"auto", BackendChoice::kAuto}, {"cpu", BackendChoice::kCpu}, {"cuda", BackendChoice::kCuda}}, "auto",
+      "Where experts are computed; auto: cuda where every rank that hosts experts has a device, else cpu");
   add.Add("--threads", o.threads, "Compute threads of each rank; 0: its share of the processors")
       ->check(CLI::Range(0, 4096));
   add.Add("--max-step-tokens", o.max_step_tokens, "Tokens of an engine step")
       ->check(CLI::Range(std::size_t{2}, std::size_t{1} << 20));
-  add.AddChoice<int>("--micro-batches", o.micro_batches, {{"auto", 0}, {"1", 1}, {"2", 2}, {"3", 3}, {"4", 4}}, "auto",
-                     "Parts of a step in flight at a time; auto: one or two, by the time that each takes");
-  static_assert(kMaxMicroBatches == 4, "as many as the choices above");
   add.AddChoice<ExchangeType>("--exchange-type", o.exchange_type,
                               {{"f32", ExchangeType::kF32}, {"bf16", ExchangeType::kBf16}}, "f32",
                               "Type of the rows between router and workers");
+  add.Add("--routing", o.routing,
+          "gate: the model's own; else synthetic, for benchmarks: uniform, zipf:S, hot:N,SHARE or trace:FILE")
+      ->check([](const std::string& value) { return ParseRouting(value).status().message(); });
+  add.Add("--routing-seed", o.routing_seed, "Names which experts synthetic routing favours and which a token takes");
+  add.AddSwitch("--wire-checksum", o.wire_checksum,
+                "Sum up what travels between router and workers, and fail where it arrives changed");
   add.AddSeconds("--exchange-timeout", o.exchange_timeout, "Seconds that a worker may take to answer");
   add.AddSeconds("--load-timeout", o.load_timeout, "Seconds that workers may take to load");
 }

@@ -6,10 +6,12 @@
 
 namespace moe {
 
-/// `options` outlives the parsing.
+/// `options` outlives the parsing. All but --micro-batches, of which a benchmark takes a list.
 void AddRankFlags(FlagAdder& add, RankOptions& options);
+void AddMicroBatchesFlag(FlagAdder& add, int& micro_batches);
 
-/// --kv-type, for a program without the others.
+/// --kv-type and --weight-cache, for a program without the others.
 void AddKvTypeFlag(FlagAdder& add, KvType& type);
+void AddWeightCacheFlag(FlagAdder& add, std::string& choice);
 
 }  // namespace moe

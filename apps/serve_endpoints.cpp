@@ -1,6 +1,10 @@
 #include "apps/serve_endpoints.h"
 
+#include <spdlog/spdlog.h>
+
 #include "build_info.h"
+#include "core/replace_file.h"
+#include "ranks/rank_device.h"
 
 namespace moe {
 
@@ -22,7 +26,7 @@ void RankMetrics::Describe(const ServeSetup& setup, const Identity& identity) {
                  {"commit", kBuildCommit},
                  {"role", identity.role},
                  {"transport", identity.transport},
-                 {"backend", "cpu"},
+                 {"backend", std::string(BackendName(identity.device))},
                  {"weight_type", std::string(Name(setup.weight_types.mlps))}})
       .Set(1);
   const auto part = [&](const char* name, std::uint64_t parameters, std::uint64_t bytes) {
@@ -39,6 +43,20 @@ void RankMetrics::Serve() {
   if (!server_) return;
   server_->Serve("/metrics", registry_);
   if (experts_) server_->Serve("/metrics/experts", *experts_);
+}
+
+void LogWeightCache(const ServeSetup& setup) {
+  if (!setup.weight_cache) return;
+  const WeightCacheReport report = setup.weight_cache->report();
+  for (const std::string& warning : report.Warnings()) spdlog::warn("rank {}: {}", setup.rank.value(), warning);
+  if (const std::string summary = report.Summary(); !summary.empty())
+    spdlog::info("rank {}: {}", setup.rank.value(), summary);
+}
+
+Status WriteReadyFile(const ServeSetup& setup, const std::string& json) {
+  const std::filesystem::path& path = setup.options.ready_file;
+  if (path.empty() || ReplaceFile(path, json + "\n")) return Status::Ok();
+  return InvalidArgument("--ready-file ", path.string(), " cannot be written");
 }
 
 WorkerDescription DescribeRank(const ServeSetup& setup, const RankMetrics& metrics) {

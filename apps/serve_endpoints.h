@@ -1,4 +1,4 @@
-// What every rank serves beside its role: metrics over HTTP, and the labels that tell builds apart.
+// What every rank serves and says beside its role: metrics over HTTP, the labels that tell builds apart, its log.
 #pragma once
 
 #include <memory>
@@ -17,6 +17,7 @@ class RankMetrics {
   struct Identity {
     std::string role;
     std::string transport;
+    std::string device = "cpu";  // where the rank's experts, if it has any, are computed
     std::uint64_t expert_parameters = 0;
     std::uint64_t dense_parameters = 0;
     std::uint64_t expert_bytes = 0;
@@ -42,6 +43,12 @@ class RankMetrics {
   std::unique_ptr<MetricsRegistry> experts_;
   std::unique_ptr<MetricsServer> server_;
 };
+
+/// Logs what became of this rank's cache of weights, once it has loaded.
+void LogWeightCache(const ServeSetup& setup);
+
+/// Writes `json` to the file that --ready-file names, if any, so that whoever sees the file sees all of it.
+Status WriteReadyFile(const ServeSetup& setup, const std::string& json);
 
 /// The part of a description that all ranks fill alike.
 WorkerDescription DescribeRank(const ServeSetup& setup, const RankMetrics& metrics);

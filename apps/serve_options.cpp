@@ -1,6 +1,8 @@
 #include "apps/serve_options.h"
 
 #include <CLI/CLI.hpp>
+#include <array>
+#include <string_view>
 
 #include "apps/flags.h"
 #include "apps/rank_flags.h"
@@ -17,6 +19,9 @@ Examples:
       router and experts in one process
   mpirun --oversubscribe --bind-to none -n 8 moe_serve --model models/eight-languages-moe
       rank 0 routes, ranks 1 to 7 host the experts (as root, mpirun also needs --allow-run-as-root)
+  moe_serve worker --model DIR --listen 0.0.0.0:6001 --metrics-port 9401
+  moe_serve router --model DIR --workers host1:6001,host2:6001 --redundant-experts 8
+      a fleet without MPI: workers first or last, each told by the router what to host; one that is lost may come back
   moe_serve --model DIR --listen 127.0.0.1:0 --metrics-port auto --ready-file /tmp/ready.json
       any free ports; the file says which
 
@@ -38,12 +43,6 @@ void AddAddressOptions(CLI::App& app, FlagAdder& add, ServeOptions& o) {
   add.Add("--ready-file", o.ready_file, "JSON file with the addresses really bound, written when serving");
 }
 
-void AddBackendOption(FlagAdder& add) {
-  static const Choices<int> backends = {{"auto", 0}, {"cpu", 0}};
-  static int unused_backend = 0;  // one backend exists; the flag says so
-  add.AddChoice<int>("--backend", unused_backend, backends, "auto", "Where experts are computed");
-}
-
 void AddLimitOptions(FlagAdder& add, ServeOptions& o) {
   constexpr std::size_t kMost = 1 << 20;
   constexpr std::size_t kMostKvTokens = std::size_t{1} << 40;  // far above any memory; far below what overflows
@@ -57,25 +56,117 @@ void AddLimitOptions(FlagAdder& add, ServeOptions& o) {
   add.AddSeconds("--drain-timeout", o.drain_timeout, "Seconds that a drain may take");
 }
 
+void AddObservationOptions(FlagAdder& add, ServeOptions& o) {
+  constexpr std::size_t kMostSteps = std::size_t{1} << 30;
+  constexpr std::uint64_t kLeastTrace = 64 << 10;
+  constexpr std::uint64_t kMostTrace = std::uint64_t{1} << 50;
+  add.Add("--trace", o.trace, "File that the routing of every step is recorded in (docs/trace-format.md)");
+  add.Add("--trace-limit", o.trace_limit, "Bytes of a trace, at which its recording ends; 64K, 100M, 2G …")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(kLeastTrace, kMostTrace));
+  add.Add("--load-window-steps", o.load_window_steps, "Steps that the figures of layers and experts cover")
+      ->check(CLI::Range(std::size_t{1}, kMostSteps));
+  add.AddSeconds("--load-window-seconds", o.load_window_age,
+                 "Seconds that they cover at most, while there are steps; 0: however long the steps take");
+}
+
+void AddFleetOptions(CLI::App& app, FlagAdder& add, ServeOptions& o) {
+  if (o.role != ServeRole::kRouter) return;
+  add.Add("--workers", o.workers, "HOST:PORT,HOST:PORT,… of the workers; the first is rank 1")
+      ->delimiter(',')
+      ->required()
+      ->check([](const std::string& value) { return ParseListenAddress(value).status().message(); });
+  app.get_option("--transport")->default_str("grpc");
+}
+
+void AddTlsOptions(FlagAdder& add, TlsFiles& tls) {
+  add.Add("--tls-cert", tls.certificate, "PEM file with this process's certificate and its chain");
+  add.Add("--tls-key", tls.key, "PEM file with that certificate's key");
+  add.Add(
+      "--tls-ca", tls.ca,
+      "PEM file with the authority that the other end's certificate must come from: of clients, and between routers "
+      "and workers");
+}
+
+constexpr std::array kOfRoutersAlone = {"--attention-weight-type",
+                                        "--kv-type",
+                                        "--placement",
+                                        "--loads",
+                                        "--redundant-experts",
+                                        "--micro-batches",
+                                        "--exchange-type",
+                                        "--exchange-timeout",
+                                        "--load-timeout",
+                                        "--expert-metrics",
+                                        "--max-sequences",
+                                        "--max-queued",
+                                        "--kv-tokens",
+                                        "--prefill-chunk",
+                                        "--drain-timeout",
+                                        "--routing",
+                                        "--routing-seed",
+                                        "--trace",
+                                        "--trace-limit",
+                                        "--load-window-steps",
+                                        "--load-window-seconds"};
+
+/// Why the flags do not fit the role; empty when they do.
+std::string Misfit(const CLI::App& app, const ServeOptions& o) {
+  if (o.role == ServeRole::kJob) return "";
+  if (o.transport != TransportChoice::kAuto && o.transport != TransportChoice::kGrpc)
+    return "--transport: a router or a worker of a fleet speaks grpc";
+  if (o.role == ServeRole::kRouter) {
+    if (app.get_option("--backend")->count() == 0) return "";
+    return "--backend is for the workers; a router of a fleet computes on its processors";
+  }
+  for (const char* flag : kOfRoutersAlone)
+    if (app.get_option(flag)->count() > 0) return Cat(flag, " is for the router; a worker has no use for it");
+  return "";
+}
+
+/// Takes a role from the front of the command line.
+ServeRole TakeRole(int& argc, char**& argv) {
+  const std::string_view word = argc > 1 ? argv[1] : "";
+  const ServeRole role = word == "router"   ? ServeRole::kRouter
+                         : word == "worker" ? ServeRole::kWorker
+                                            : ServeRole::kJob;
+  if (role != ServeRole::kJob) {
+    argv[1] = argv[0];
+    ++argv;
+    --argc;
+  }
+  return role;
+}
+
 }  // namespace
 
 ParsedServeOptions ParseServeOptions(int argc, char** argv) {
   ParsedServeOptions parsed;
-  CLI::App app("Serves a Mixture-of-Experts model to gRPC clients, over one process or many.", "moe_serve");
+  ServeOptions& options = parsed.options;
+  options.role = TakeRole(argc, argv);
+  CLI::App app("Serves a Mixture-of-Experts model to gRPC clients, over one process or many.",
+               options.role == ServeRole::kRouter   ? "moe_serve router"
+               : options.role == ServeRole::kWorker ? "moe_serve worker"
+                                                    : "moe_serve [router|worker]");
   app.footer(kExamples);
   app.set_version_flag("--version", Cat("moe_serve ", kBuildVersion, " (", kBuildCommit, ")"));
   app.set_config("--config", "", "TOML file with any of these flags");
   app.allow_config_extras(CLI::config_extras_mode::error);
   FlagAdder add(app);
   AddRankFlags(add, parsed.options);
+  AddMicroBatchesFlag(add, parsed.options.micro_batches);
   AddAddressOptions(app, add, parsed.options);
-  AddBackendOption(add);
   AddLimitOptions(add, parsed.options);
+  AddObservationOptions(add, parsed.options);
+  AddFleetOptions(app, add, options);
+  AddTlsOptions(add, options.tls);
   add.Add("--log-level", parsed.options.log_level, "trace, debug, info, warning, error or off")
       ->check(CLI::IsMember({"trace", "debug", "info", "warning", "error", "off"}));
   try {
     app.parse(argc, argv);
-    parsed.run = true;
+    parsed.text = Misfit(app, options);
+    parsed.run = parsed.text.empty();
+    if (!parsed.run) parsed.exit_code = 2;
   } catch (const CLI::ParseError& error) {
     constexpr int kBadUsage = 2;
     std::ostringstream out;

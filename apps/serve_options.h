@@ -3,16 +3,29 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "ranks/rank_setup.h"
+#include "rpc/tls.h"
 
 namespace moe {
 
+/// What the first word of the command line says.
+enum class ServeRole : std::uint8_t {
+  kJob,     // none: embedded, or a rank of an MPI job
+  kRouter,  // of a fleet, without MPI
+  kWorker,
+};
+
 struct ServeOptions : RankOptions {
+  ServeRole role = ServeRole::kJob;
+  std::vector<std::string> workers;  // HOST:PORT of each, for a router of a fleet
+  TlsFiles tls;
   std::string listen = "127.0.0.1:50051";
   std::string metrics_host = "127.0.0.1";
   std::optional<int> metrics_port = 9400;  // rank r serves this + r; absent: any free port; 0: off
@@ -22,6 +35,10 @@ struct ServeOptions : RankOptions {
   std::size_t prefill_chunk = 0;  // 0: as many as fit in a step
   std::chrono::milliseconds drain_timeout{30'000};
   std::filesystem::path ready_file;
+  std::filesystem::path trace;                         // recorded from the first step on; empty: nothing is
+  std::uint64_t trace_limit = std::uint64_t{1} << 30;  // bytes of a trace that names no limit of its own
+  std::size_t load_window_steps = 1024;
+  std::chrono::milliseconds load_window_age{600'000};  // 0: no limit
   std::string log_level = "info";
 };
 
@@ -41,6 +58,7 @@ struct ParsedServeOptions {
   std::string text;
 };
 
+/// `argv` may begin with a role. A flag that its role has no use for is bad usage.
 ParsedServeOptions ParseServeOptions(int argc, char** argv);
 
 }  // namespace moe

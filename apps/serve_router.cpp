@@ -7,25 +7,25 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
-#include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <thread>
 
 #include "apps/signals.h"
 #include "core/machine.h"
 #include "kernels/kernels.h"
+#include "ranks/rank_device.h"
 #include "ranks/router_engine.h"
 #include "router/cluster_service.h"
 #include "router/inference_service.h"
 #include "router/router.h"
 #include "router/router_metrics.h"
+#include "router/trace_control.h"
 #include "rpc/server.h"
 
 namespace moe {
 namespace {
 
-// Steps that the figures over the sliding window cover: some seconds of decoding.
-constexpr std::size_t kLoadWindowSteps = 1024;
 // A request's message: a batch of long prompts. An answer's: the logits of a few thousand positions.
 constexpr int kMaxReceiveBytes = 16 << 20;
 constexpr int kMaxSendBytes = 256 << 20;
@@ -77,6 +77,7 @@ InferenceSetup MakeInferenceSetup(const ServeSetup& setup, std::size_t kv_tokens
   const ServeOptions& o = setup.options;
   return {.model_name = std::filesystem::canonical(o.model).filename().string(),
           .weight_type = std::string(Name(setup.weight_types.mlps)),
+          .routing = RoutingName(setup.routing),
           .parameters = setup.parameters,
           .limits = {.max_sequences_per_request = u32(o.max_queued),
                      .max_streams = u32(o.max_queued + o.max_sequences),
@@ -90,21 +91,18 @@ InferenceSetup MakeInferenceSetup(const ServeSetup& setup, std::size_t kv_tokens
           .max_message_bytes = kMaxReceiveBytes};
 }
 
-// Written beside itself and renamed, so that whoever sees the file sees all of it.
-Status WriteReadyFile(const ServeSetup& setup, const std::string& grpc, const std::vector<std::string>& metrics) {
-  const std::filesystem::path& path = setup.options.ready_file;
-  if (path.empty()) return Status::Ok();
+std::string ReadyText(const ServeSetup& setup, const std::string& grpc, const std::vector<std::string>& metrics) {
   const nlohmann::json ready = {
       {"grpc", grpc}, {"http", nullptr}, {"metrics", metrics}, {"ranks", setup.topology.ranks()}, {"pid", getpid()}};
-  std::filesystem::path temporary = path;
-  temporary += Cat(".", getpid());
-  std::ofstream file(temporary);
-  file << ready.dump() << '\n';
-  file.close();
-  std::error_code error;
-  if (file) std::filesystem::rename(temporary, path, error);
-  if (!file || error) return InvalidArgument("--ready-file ", path.string(), " cannot be written");
-  return Status::Ok();
+  return ready.dump();
+}
+
+/// "cpu" or "cuda"; both, where workers differ.
+std::string BackendOfWorkers(const std::vector<WorkerDescription>& workers) {
+  std::set<std::string_view> names;
+  for (const WorkerDescription& worker : workers) names.insert(BackendName(worker.device));
+  if (names.empty()) return "cpu";
+  return names.size() == 1 ? std::string(*names.begin()) : "cpu and cuda";
 }
 
 void LogIdleRanks(const ServeSetup& setup) {
@@ -125,60 +123,129 @@ void LogMicroBatches(const MicroBatchDecision& decision) {
                 decision.row_seconds[1] * 1e6);
 }
 
+void LogHealth(const ModelConfig& config, const RoutingHealth::Change& change) {
+  const int layer = config.sparse_layers()[change.layer];
+  if (change.collapse && change.raised) {
+    spdlog::warn("layer {} has collapsed: its gate uses a small part of its {} experts", layer, config.num_experts());
+  } else if (change.collapse) {
+    spdlog::info("layer {} uses its experts again", layer);
+  } else if (change.raised) {
+    spdlog::warn("layer {}: {} of its {} experts are dead, no token went to them", layer, change.dead_experts,
+                 config.num_experts());
+  } else {
+    spdlog::info("layer {} has no dead experts any more", layer);
+  }
+}
+
+void LogTrace(const TraceProgress& trace) {
+  const std::string dropped =
+      trace.dropped == 0 ? "" : Cat("; ", trace.dropped, " left out, because the disk did not keep up");
+  if (!trace.failure.ok()) {
+    spdlog::error("{}; {} steps are in it{}", trace.failure.message(), trace.steps, dropped);
+  } else if (trace.end == TraceEnd::kLimit) {
+    spdlog::warn("trace {} has reached its limit and ends: {} steps, {} bytes{}", trace.path, trace.steps, trace.bytes,
+                 dropped);
+  } else {
+    spdlog::info("trace {} ends: {} steps, {} bytes{}", trace.path, trace.steps, trace.bytes, dropped);
+  }
+}
+
+TraceControl::Setup MakeTraceSetup(const ServeSetup& setup, const RouterMetrics& metrics) {
+  TraceHeader header = MakeTraceHeader(setup.config, setup.placement);
+  header.model = std::filesystem::canonical(setup.options.model).filename().string();
+  header.weight_type = std::string(Name(setup.weight_types.mlps));
+  header.routing = RoutingName(setup.routing);
+  return {.header = std::move(header),
+          .max_step_rows = setup.options.max_step_tokens,
+          .limit_bytes = setup.options.trace_limit,
+          .on_started = [&metrics] { metrics.OnTraceStarted(); },
+          .on_written = [&metrics](std::uint64_t steps, std::uint64_t dropped,
+                                   std::uint64_t bytes) { metrics.OnTraced(steps, dropped, bytes); },
+          .on_ended =
+              [&metrics](const TraceProgress& trace) {
+                metrics.OnTraceEnded();
+                LogTrace(trace);
+              }};
+}
+
+std::function<std::vector<WorkerPresence>()> PresenceOf(const RemoteFleet& fleet) {
+  return [&fleet] {
+    std::vector<WorkerPresence> presence;
+    for (RemoteFleet::WorkerState& worker : fleet.Workers())
+      presence.push_back({.up = worker.up, .description = std::move(worker.description)});
+    return presence;
+  };
+}
+
 // The router once its dense part and its workers are there. Members are built in order and destroyed in reverse.
 class RouterProcess {
  public:
-  RouterProcess(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, Transport& transport, const KvPlan& kv,
-                LoadedWeights weights)
+  /// `fleet` is null where workers do not come and go.
+  RouterProcess(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, Transport& transport,
+                RemoteFleet* fleet, const KvPlan& kv, LoadedWeights weights)
       : setup_(setup),
         rank_metrics_(metrics),
+        fleet_(fleet),
         metrics_({.config = setup.config,
                   .parameters = setup.parameters,
                   .transport = &transport,
                   .placement_generation = setup.placement.generation,
-                  .kv_tokens_capacity = kv.pages.front() * kPageTokens},
+                  .kv_tokens_capacity = kv.pages.front() * kPageTokens,
+                  .routing = RoutingName(setup.routing)},
                  metrics.registry(), metrics.experts()),
-        engine_({.kv = kv, .load_window_steps = kLoadWindowSteps, .on_micro_batches = LogMicroBatches}, setup, pool,
-                transport, std::move(weights), &metrics_),
+        engine_({.kv = kv,
+                 .load_window_steps = setup.options.load_window_steps,
+                 .load_window_age = setup.options.load_window_age,
+                 .on_micro_batches = LogMicroBatches},
+                setup, pool, transport, std::move(weights), &metrics_),
         router_({.limits = {.max_sequences = setup.options.max_sequences,
                             .max_step_tokens = setup.options.max_step_tokens,
                             .prefill_chunk = setup.options.prefill_chunk},
                  .max_queued = setup.options.max_queued,
-                 .drain_timeout = setup.options.drain_timeout},
-                engine_.engine(), engine_.cache(), metrics_),
+                 .drain_timeout = setup.options.drain_timeout,
+                 .on_health = [&setup](const RoutingHealth::Change& change) { LogHealth(setup.config, change); }},
+                engine_.engine(), engine_.cache(), metrics_, fleet),
+        trace_(MakeTraceSetup(setup, metrics_), engine_.engine(), router_),
         transport_name_(transport.name()),
         inference_(MakeInferenceSetup(setup, engine_.cache().capacity_tokens()), setup.config, router_, metrics_) {}
 
   Status Serve();
 
  private:
-  ClusterSetup MakeClusterSetup(const std::string& address, std::function<void()> drain) const;
+  ClusterSetup MakeClusterSetup(const std::string& address, std::function<void()> drain);
   std::vector<std::string> MetricsAddresses() const;
   void LogServing(const std::string& address) const;
+  /// From here on lost workers are noticed, and `server` says whether anything can be served.
+  void WatchFleet(RpcServer& server);
 
   const ServeSetup& setup_;
   RankMetrics& rank_metrics_;
+  RemoteFleet* const fleet_;
   RouterMetrics metrics_;
   RouterEngine engine_;
   Router router_;
+  TraceControl trace_;
   const std::string transport_name_;
   InferenceService inference_;
 };
 
-ClusterSetup RouterProcess::MakeClusterSetup(const std::string& address, std::function<void()> drain) const {
+ClusterSetup RouterProcess::MakeClusterSetup(const std::string& address, std::function<void()> drain) {
   WorkerDescription self = DescribeRank(setup_, rank_metrics_);
   self.parameters = engine_.dense_parameters();
   self.weight_bytes = engine_.dense_bytes();
   self.control_address = address;
   return {.topology = setup_.topology,
           .transport = transport_name_,
-          .backend = "cpu",
+          .backend = BackendOfWorkers(engine_.workers()),
           .weight_type = std::string(Name(setup_.weight_types.mlps)),
+          .routing = RoutingName(setup_.routing),
           .parameters = setup_.parameters,
           .placement = setup_.placement,
           .router = std::move(self),
           .workers = engine_.workers(),
-          .drain = std::move(drain)};
+          .drain = std::move(drain),
+          .trace = &trace_,
+          .presence = fleet_ == nullptr ? std::function<std::vector<WorkerPresence>()>() : PresenceOf(*fleet_)};
 }
 
 std::vector<std::string> RouterProcess::MetricsAddresses() const {
@@ -193,6 +260,9 @@ void RouterProcess::LogServing(const std::string& address) const {
   spdlog::info("serving {} ({} of {} parameters active) on {}, {} rank(s), {} thread(s) each, kernels {}",
                std::filesystem::canonical(setup_.options.model).filename().string(), setup_.parameters.active,
                setup_.parameters.total, address, setup_.topology.ranks(), setup_.threads, SimdKernels().name());
+  if (setup_.routing.forced())
+    spdlog::warn("--routing {}: experts are not chosen by the model's gate, so what it says means nothing",
+                 RoutingName(setup_.routing));
 }
 
 Status RouterProcess::Serve() {
@@ -208,6 +278,7 @@ Status RouterProcess::Serve() {
   ClusterService cluster(MakeClusterSetup(setup_.options.listen, drain), setup_.config, router_);
   const std::array<grpc::Service*, 2> services = {inference_.service(), cluster.service()};
   MOE_ASSIGN_OR_RETURN(server, RpcServer::Start({.listen = setup_.options.listen,
+                                                 .tls = setup_.options.tls,
                                                  .health_services = {"moe.v1.Inference"},
                                                  .max_receive_bytes = kMaxReceiveBytes,
                                                  .max_send_bytes = kMaxSendBytes,
@@ -216,13 +287,20 @@ Status RouterProcess::Serve() {
   rank_metrics_.Describe(setup_,
                          {.role = setup_.topology.embedded ? "both" : "router",
                           .transport = transport_name_,
+                          .device = setup_.topology.embedded ? engine_.workers().front().device : "cpu",
                           .expert_parameters = setup_.topology.embedded ? engine_.workers().front().parameters : 0,
                           .dense_parameters = engine_.dense_parameters(),
                           .expert_bytes = setup_.topology.embedded ? engine_.workers().front().weight_bytes : 0,
                           .dense_bytes = engine_.dense_bytes()});
   rank_metrics_.Serve();
+  if (const std::filesystem::path& path = setup_.options.trace; !path.empty()) {
+    MOE_RETURN_IF_ERROR(
+        trace_.Begin({.path = path, .existing = TraceRecorder::Existing::kReplace}).WithContext("--trace"));
+    spdlog::info("recording the routing of every step in {}", path.string());
+  }
   server->SetServing(true);
-  MOE_RETURN_IF_ERROR(WriteReadyFile(setup_, server->address(), MetricsAddresses()));
+  if (fleet_ != nullptr) WatchFleet(*server);
+  MOE_RETURN_IF_ERROR(WriteReadyFile(setup_, ReadyText(setup_, server->address(), MetricsAddresses())));
   LogServing(server->address());
 
   Status served;
@@ -236,12 +314,30 @@ Status RouterProcess::Serve() {
   return served;
 }
 
+void RouterProcess::WatchFleet(RpcServer& server) {
+  const auto on_worker = [this, &server](WorkerId worker, const RemoteFleet::WorkerState& state) {
+    metrics_.OnWorker(worker, state.up);
+    if (state.up) {
+      spdlog::info("{} is there again", fleet_->Peer(worker));
+    } else {
+      spdlog::warn("lost {}: {}", fleet_->Peer(worker), state.why.message());
+    }
+    const std::vector<RemoteFleet::WorkerState> all = fleet_->Workers();
+    const bool any = std::ranges::any_of(all, [](const RemoteFleet::WorkerState& other) { return other.up; });
+    server.SetServing(any && !router_.draining());
+    if (router_.draining()) server.SetServing(false);  // a drain may begin at any moment
+  };
+  const auto on_news = [this] { router_.OnEngineThread([this] { fleet_->BeforeStep(); }); };
+  fleet_->Bind(*engine_.exchange(), {.on_worker = on_worker, .on_news = on_news});
+}
+
 Status LoadAndServe(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, Transport& transport) {
   for (const std::string& warning : setup.config.warnings) spdlog::warn("{}", warning);
   LogIdleRanks(setup);
   MOE_ASSIGN_OR_RETURN(const KvPlan kv, PlanCache(setup));
   MOE_ASSIGN_OR_RETURN(LoadedWeights weights, LoadRouter(setup, pool, transport));
-  RouterProcess process(setup, pool, metrics, transport, kv, std::move(weights));
+  LogWeightCache(setup);
+  RouterProcess process(setup, pool, metrics, transport, nullptr, kv, std::move(weights));
   return process.Serve();
 }
 
@@ -249,6 +345,19 @@ Status LoadAndServe(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metr
 
 Status RunRouter(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, Transport& transport) {
   return EndWorkers(transport, LoadAndServe(setup, pool, metrics, transport));
+}
+
+Status RunFleetRouter(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, RemoteFleet& fleet) {
+  for (const std::string& warning : setup.config.warnings) spdlog::warn("{}", warning);
+  LogIdleRanks(setup);
+  MOE_ASSIGN_OR_RETURN(const KvPlan kv, PlanCache(setup));
+  MOE_ASSIGN_OR_RETURN(LoadedWeights weights, LoadRouter(setup, pool, fleet));
+  LogWeightCache(setup);
+  RouterProcess process(setup, pool, metrics, fleet.transport(), &fleet, kv, std::move(weights));
+  Status served = process.Serve();
+  fleet.Stop();
+  fleet.Unbind();
+  return served;
 }
 
 }  // namespace moe

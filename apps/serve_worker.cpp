@@ -15,7 +15,8 @@ Status ServeLoaded(const WorkerHost& host, ExpertHost& experts, WorkerEndpoint& 
   WorkerMetrics metrics(host.metrics->registry());
   experts.description().metrics_address = host.metrics->address();
   // The control server's address is part of the description, so its service is made after the worker and told of it.
-  WorkerService service(host.setup.rank, experts.description(), experts.shard(), experts.totals());
+  WorkerService service([&] { return DescribeShard(host.setup.rank, experts.description(), experts.shard()); },
+                        experts.totals());
   const std::array<grpc::Service*, 1> services = {service.service()};
   const Result<std::unique_ptr<RpcServer>> server = RpcServer::Start(
       {.listen = host.setup.options.metrics_host + ":0", .health_services = {"moe.v1.ExpertWorker"}}, services);
@@ -27,8 +28,10 @@ Status ServeLoaded(const WorkerHost& host, ExpertHost& experts, WorkerEndpoint& 
   experts.description().control_address = (*server)->address();
   // Embedded, the process is the router's to describe.
   if (!host.setup.topology.embedded) {
+    LogWeightCache(host.setup);
     host.metrics->Describe(host.setup, {.role = "worker",
                                         .transport = std::string(host.transport),
+                                        .device = experts.description().device,
                                         .expert_parameters = experts.shard().parameters(),
                                         .expert_bytes = experts.shard().bytes()});
     host.metrics->Serve();

@@ -75,17 +75,28 @@ class Records:
 
     def __init__(self) -> None:
         self.rounds: dict[tuple[str, int, str, str], dict[int, list[float]]] = {}
+        self.shares: dict[tuple[str, int, str, str], dict[str, list[float | None]]] = {}  # of the roofs, one a round
         self.more: dict[tuple[str, int, str, str], dict] = {}
 
     def add(self, round_number: int, key: tuple[str, int, str, str], values: list[float], **more) -> None:
         self.rounds.setdefault(key, {}).setdefault(round_number, []).extend(values)
         self.more.setdefault(key, {}).update(more)
 
+    def add_shares(self, key: tuple[str, int, str, str], **shares: float | None) -> None:
+        for name, share in shares.items():
+            self.shares.setdefault(key, {}).setdefault(name, []).append(share)
+
+    def median_shares(self, key: tuple[str, int, str, str]) -> dict[str, float | None]:
+        """Over the rounds; none where a round has none."""
+        return {name: None if None in of_rounds else statistics.median(of_rounds)
+                for name, of_rounds in self.shares.get(key, {}).items()}
+
 
 def record_ours(records: Records, round_number: int, envelope: dict) -> None:
     for row in envelope["results"]:
-        records.add(round_number, (row["test"], row["batch"], OURS, OURS), row["repetitions"],
-                    distinct_experts=row["distinct_experts"], s_mbu=row["s_mbu"], s_mfu=row["s_mfu"])
+        key = (row["test"], row["batch"], OURS, OURS)
+        records.add(round_number, key, row["repetitions"], distinct_experts=row["distinct_experts"])
+        records.add_shares(key, s_mbu=row["s_mbu"], s_mfu=row["s_mfu"])
 
 
 def measure(program: pathlib.Path, peers: list[peer_programs.Peer], options: argparse.Namespace,
@@ -148,6 +159,7 @@ def rows_of(records: Records, shape: random_gguf.Shape) -> list[dict]:
                "repetitions": values, "distinct_experts": distinct, "distinct_experts_are": known,
                "upper_bound": program == "llama-batched-bench" and batch > 1} | {
                    name: value for name, value in records.more[key].items() if name != "distinct_experts"}
+        row |= records.median_shares(key)
         ours = records.rounds.get((test, batch, OURS, OURS))
         if engine != OURS and ours:
             row["ratio"] = statistics.median(v for of_round in ours.values() for v in of_round) / row["tokens_per_s"]

@@ -24,13 +24,13 @@ const char* CodeName(grpc::StatusCode code) {
   return index < std::size(kNames) ? kNames[index] : "UNKNOWN";
 }
 
-FinishKind Kind(v1::FinishReason reason) {
+ReplyFinish Kind(v1::FinishReason reason) {
   switch (reason) {
-    case v1::FINISH_REASON_STOP: return FinishKind::kStop;
-    case v1::FINISH_REASON_LENGTH: return FinishKind::kLength;
-    case v1::FINISH_REASON_CANCELLED: return FinishKind::kCancelled;
-    case v1::FINISH_REASON_FAILED: return FinishKind::kFailed;
-    default: return FinishKind::kUnknown;
+    case v1::FINISH_REASON_STOP: return ReplyFinish::kStop;
+    case v1::FINISH_REASON_LENGTH: return ReplyFinish::kLength;
+    case v1::FINISH_REASON_CANCELLED: return ReplyFinish::kCancelled;
+    case v1::FINISH_REASON_FAILED: return ReplyFinish::kFailed;
+    default: return ReplyFinish::kUnknown;
   }
 }
 
@@ -74,6 +74,7 @@ v1::GenerateRequest MakeRequest(const PlannedCall& call, const SamplingOptions& 
 ServedModel Describe(const v1::ModelDescription& model) {
   return {.name = model.name(),
           .weight_type = model.weight_type(),
+          .routing = model.routing(),
           .vocab_size = model.vocab_size(),
           .context_length = model.context_length(),
           .max_sequences_per_request = model.limits().max_sequences_per_request()};

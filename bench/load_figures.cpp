@@ -4,8 +4,8 @@
 #include <charconv>
 #include <cmath>
 #include <cstddef>
-#include <cstdio>
 
+#include "bench/table.h"
 #include "core/text.h"
 
 namespace moe {
@@ -22,9 +22,10 @@ Judgement JudgeFinished(const SequenceRecord& sequence) {
   if (sequence.tokens_after_finish > 0) {
     return {Verdict::kDoubled, "TOKENS_AFTER_FINISH", Cat(sequence.tokens_after_finish, " tokens after the Finish")};
   }
-  if (sequence.finish == FinishKind::kFailed) return {Verdict::kFailed, "FINISH_FAILED", sequence.finish_message};
-  if (sequence.finish == FinishKind::kCancelled) return {Verdict::kFailed, "FINISH_CANCELLED", sequence.finish_message};
-  if (sequence.finish == FinishKind::kUnknown) return {Verdict::kWrong, "UNKNOWN_FINISH", "a Finish without a reason"};
+  if (sequence.finish == ReplyFinish::kFailed) return {Verdict::kFailed, "FINISH_FAILED", sequence.finish_message};
+  if (sequence.finish == ReplyFinish::kCancelled)
+    return {Verdict::kFailed, "FINISH_CANCELLED", sequence.finish_message};
+  if (sequence.finish == ReplyFinish::kUnknown) return {Verdict::kWrong, "UNKNOWN_FINISH", "a Finish without a reason"};
   if (tokens < counted) return {Verdict::kLost, "LOST_TOKENS", Cat(tokens, " tokens came of ", counted, " counted")};
   if (tokens > counted)
     return {Verdict::kDoubled, "DOUBLED_TOKENS", Cat(tokens, " tokens came, ", counted, " counted")};
@@ -33,7 +34,7 @@ Judgement JudgeFinished(const SequenceRecord& sequence) {
             Cat(sequence.usage_prompt_tokens, " prompt tokens counted of ", sequence.prompt_tokens, " sent")};
   }
   const bool right_length =
-      sequence.finish == FinishKind::kLength ? tokens == sequence.max_new_tokens : tokens <= sequence.max_new_tokens;
+      sequence.finish == ReplyFinish::kLength ? tokens == sequence.max_new_tokens : tokens <= sequence.max_new_tokens;
   if (!right_length) {
     return {Verdict::kWrong, "WRONG_LENGTH", Cat(tokens, " tokens, ", sequence.max_new_tokens, " were asked for")};
   }
@@ -117,7 +118,7 @@ Judgement Judge(const CallRecord& call, const SequenceRecord& sequence) {
   }
   const bool call_ok = call.status == "OK";
   // A sequence that finished well before its call broke off has lost nothing.
-  const bool finished = sequence.finish == FinishKind::kStop || sequence.finish == FinishKind::kLength;
+  const bool finished = sequence.finish == ReplyFinish::kStop || sequence.finish == ReplyFinish::kLength;
   if (finished || (call_ok && sequence.finishes > 0)) return JudgeFinished(sequence);
   if (call.cancelled_by_client) return {Verdict::kInterrupted, "INTERRUPTED", "cancelled by the client"};
   if (!call_ok) return {Verdict::kFailed, call.status, call.message};
@@ -168,9 +169,7 @@ LoadFigures SumUp(std::span<const CallRecord> calls, TimePoint start, const Slo&
   figures.tpot_ms = Summarize(std::move(samples.tpot));
   figures.itl_ms = Summarize(std::move(samples.itl));
   figures.e2el_ms = Summarize(std::move(samples.e2el));
-  char text[17];
-  std::snprintf(text, sizeof(text), "%016llx", static_cast<unsigned long long>(samples.hash));
-  figures.output_hash = text;
+  figures.output_hash = Format("%016llx", static_cast<unsigned long long>(samples.hash));
   return figures;
 }
 

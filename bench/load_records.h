@@ -9,17 +9,17 @@
 
 namespace moe {
 
-enum class FinishKind { kNone, kStop, kLength, kCancelled, kFailed, kUnknown };
+enum class ReplyFinish { kNone, kStop, kLength, kCancelled, kFailed, kUnknown };
 
 struct SequenceRecord {
-  std::uint32_t prompt_tokens = 0;        // sent
-  std::uint32_t max_new_tokens = 0;       // asked for
-  std::vector<TimePoint> token_times;     // one for each token received, ascending
-  std::uint64_t token_hash = 0;           // of the ids received, in order (HashToken)
-  std::uint32_t invalid_tokens = 0;       // ids not below the vocabulary size
-  std::uint32_t tokens_after_finish = 0;  // also in token_times
-  std::uint32_t finishes = 0;             // exactly one was expected
-  FinishKind finish = FinishKind::kNone;  // the first one and what came with it
+  std::uint32_t prompt_tokens = 0;          // sent
+  std::uint32_t max_new_tokens = 0;         // asked for
+  std::vector<TimePoint> token_times;       // one for each token received, ascending
+  std::uint64_t token_hash = 0;             // of the ids received, in order (HashToken)
+  std::uint32_t invalid_tokens = 0;         // ids not below the vocabulary size
+  std::uint32_t tokens_after_finish = 0;    // also in token_times
+  std::uint32_t finishes = 0;               // exactly one was expected
+  ReplyFinish finish = ReplyFinish::kNone;  // the first one and what came with it
   TimePoint finish_time{};
   std::string finish_message;
   std::uint32_t usage_prompt_tokens = 0;

@@ -1,10 +1,10 @@
 #include "bench/load_report.h"
 
 #include <cmath>
-#include <cstdio>
 #include <nlohmann/json.hpp>
 #include <string_view>
 
+#include "bench/table.h"
 #include "core/text.h"
 
 namespace moe {
@@ -28,16 +28,10 @@ void AddSummary(Json& results, const std::string& name, const std::optional<Summ
 constexpr int kWidth = 60;
 
 std::string Line(std::string_view label, const std::string& value) {
-  char text[256];
-  std::snprintf(text, sizeof(text), "%-46s %13s\n", std::string(label).c_str(), value.c_str());
-  return text;
+  return Format("%-46s %13s\n", std::string(label).c_str(), value.c_str());
 }
 std::string Line(std::string_view label, std::uint64_t value) { return Line(label, std::to_string(value)); }
-std::string Line(std::string_view label, double value) {
-  char text[64];
-  std::snprintf(text, sizeof(text), "%.2f", value);
-  return Line(label, std::string(text));
-}
+std::string Line(std::string_view label, double value) { return Line(label, Format("%.2f", value)); }
 
 std::string Rule(std::string_view title, char fill) {
   const std::size_t dashes = kWidth - title.size();
@@ -93,6 +87,7 @@ std::string LoadResultsJson(const LoadResult& result) {
   Json results = {
       {"model", result.model.name},
       {"weight_type", result.model.weight_type},
+      {"routing", result.model.routing},
       {"completed", figures.completed},
       {"failed", figures.failed},
       {"lost", figures.lost},

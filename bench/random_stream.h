@@ -6,19 +6,21 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "core/split_mix.h"
+
 namespace moe {
 
-/// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014). A stream is named by
-/// a list of numbers, for example (seed, purpose, index), and is independent of every other list's.
+/// SplitMix64 (core/split_mix.h). A stream is named by a list of numbers, for example (seed, purpose, index), and is
+/// independent of every other list's.
 class RandomStream {
  public:
   RandomStream(std::initializer_list<std::uint64_t> name) {
-    for (const std::uint64_t part : name) state_ = Mix(state_ + kStep) ^ Mix(part + kStep);
+    for (const std::uint64_t part : name) state_ = MixBits(state_ + kSplitMixStep) ^ MixBits(part + kSplitMixStep);
   }
 
   std::uint64_t Next() {
-    state_ += kStep;
-    return Mix(state_);
+    state_ += kSplitMixStep;
+    return MixBits(state_);
   }
 
   /// Uniform in [0, n), n >= 1. The bias of at most n / 2^32 does not matter to a workload.
@@ -31,14 +33,6 @@ class RandomStream {
   }
 
  private:
-  static constexpr std::uint64_t kStep = 0x9e3779b97f4a7c15;  // 2^64 / golden ratio, odd
-
-  static std::uint64_t Mix(std::uint64_t z) {
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-    return z ^ (z >> 31);
-  }
-
   std::uint64_t state_ = 0;
 };
 

@@ -1,14 +1,13 @@
 #include "bench/report.h"
 
-#include <sched.h>
 #include <unistd.h>
 
 #include <cmath>
-#include <ctime>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "build_info.h"
+#include "core/machine.h"
 #include "core/text.h"
 
 namespace moe {
@@ -24,13 +23,6 @@ std::string CpuName() {
     if (begin != std::string::npos) return line.substr(begin);
   }
   return "unknown";
-}
-
-int UsableCores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
-  return static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
 }
 
 std::string WidestIsa() {
@@ -73,7 +65,7 @@ Json Value(const std::optional<double>& value) { return value ? Value(*value) : 
 HostDescription DescribeHost() {
   HostDescription host;
   host.cpu = CpuName();
-  host.cores = UsableCores();
+  host.cores = static_cast<int>(AllowedProcessors().size());
   host.memory_bytes =
       static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
   host.isa = WidestIsa();
@@ -87,15 +79,6 @@ BuildDescription DescribeBuild() {
   const std::string compiler = Cat("gcc ", __VERSION__);
 #endif
   return {.version = kBuildVersion, .commit = kBuildCommit, .compiler = compiler};
-}
-
-std::string NowUtc() {
-  const std::time_t now = std::time(nullptr);
-  std::tm parts{};
-  gmtime_r(&now, &parts);
-  char text[32];
-  std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", &parts);
-  return text;
 }
 
 std::string EnvelopeJson(const Report& report) {

@@ -45,9 +45,6 @@ struct Report {
   std::string results_json;  // JSON text, made by the subcommand
 };
 
-/// "2026-01-31T12:00:00Z".
-std::string NowUtc();
-
 /// The whole envelope as indented JSON with a newline at its end. Numbers that JSON lacks (infinite) become strings.
 std::string EnvelopeJson(const Report& report);
 

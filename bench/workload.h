@@ -14,6 +14,7 @@ namespace moe {
 struct ServedModel {
   std::string name;
   std::string weight_type;
+  std::string routing;  // "gate", or what is forced on the model; empty: not said
   std::uint32_t vocab_size = 0;
   std::uint32_t context_length = 0;
   std::uint32_t max_sequences_per_request = 0;  // 0: not said

@@ -1,9 +1,12 @@
 #include "core/machine.h"
 
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
+#include <numeric>
+#include <string>
 
 namespace moe {
 
@@ -16,6 +19,28 @@ std::uint64_t MachineMemoryBytes() {
     if (std::ifstream(path) >> limit && limit > 0) bytes = std::min(bytes, limit);
   }
   return bytes;
+}
+
+std::uint64_t FreeMemoryBytes() {
+  std::ifstream file("/proc/meminfo");
+  std::string name;
+  for (std::uint64_t kilobytes = 0; file >> name >> kilobytes; file.ignore(64, '\n'))
+    if (name == "MemAvailable:") return std::min(kilobytes * 1024, MachineMemoryBytes());
+  return 0;
+}
+
+std::vector<int> AllowedProcessors() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  std::vector<int> allowed;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+      if (CPU_ISSET(static_cast<std::size_t>(cpu), &set)) allowed.push_back(cpu);
+  } else {  // a machine with more processors than a cpu_set_t names
+    allowed.resize(static_cast<std::size_t>(std::max(1L, sysconf(_SC_NPROCESSORS_ONLN))));
+    std::iota(allowed.begin(), allowed.end(), 0);
+  }
+  return allowed;
 }
 
 }  // namespace moe

@@ -10,8 +10,10 @@ class CpuExpertBackend final : public ExpertBackend {
       : mlp_(kernels, pool, limits) {}
 
   std::string_view device() const override { return "cpu"; }
-  void Run(const ExpertShard::Layer& layer, const GroupedRows& rows) override {
+  Status Prepare(const ExpertShard::Layer& /*layer*/) override { return Status::Ok(); }
+  Status Run(const ExpertShard::Layer& layer, const GroupedRows& rows) override {
     mlp_.Run(layer.mlp, layer.weights, rows);
+    return Status::Ok();
   }
 
  private:

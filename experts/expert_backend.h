@@ -6,6 +6,7 @@
 #include <span>
 
 #include "core/matrix.h"
+#include "core/status.h"
 #include "core/thread_pool.h"
 #include "experts/expert_shard.h"
 #include "kernels/kernels.h"
@@ -20,9 +21,13 @@ class ExpertBackend {
   /// "cpu", or the name of the device.
   virtual std::string_view device() const = 0;
 
+  /// Brings a layer's weights to where they are computed with. Once for each layer, before its first Run; the layer
+  /// stays where it is.
+  virtual Status Prepare(const ExpertShard::Layer& layer) = 0;
+
   /// out = down(activation(gate in, up in)) of each row's expert, as layer.mlp says; rows are grouped by slot. A row's
-  /// bits do not depend on the rows beside it.
-  virtual void Run(const ExpertShard::Layer& layer, const GroupedRows& rows) = 0;
+  /// bits do not depend on the rows beside it (on a device: docs/gpu.md). A failure is the device's, and terminal.
+  virtual Status Run(const ExpertShard::Layer& layer, const GroupedRows& rows) = 0;
 };
 
 /// `kernels` and `pool` must outlive the backend.

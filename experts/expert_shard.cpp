@@ -6,7 +6,7 @@
 namespace moe {
 
 Result<ExpertShard> ExpertShard::Load(const ModelConfig& config, const Checkpoint& checkpoint,
-                                      const Placement& placement, WorkerId worker, const WeightTypes& types,
+                                      const Placement& placement, WorkerId worker, const WeightForm& form,
                                       ThreadPool& pool) {
   ExpertShard shard;
   shard.generation_ = placement.generation;
@@ -25,7 +25,7 @@ Result<ExpertShard> ExpertShard::Load(const ModelConfig& config, const Checkpoin
   pool.ParallelFor(todo.size(), [&](std::size_t i, int) {
     Layer& layer = shard.layers_[todo[i].first];
     const std::size_t slot = todo[i].second;
-    Result<MlpWeights> weights = LoadExpertWeights(config, checkpoint, layer.layer, layer.experts[slot], types);
+    Result<MlpWeights> weights = LoadExpertWeights(config, checkpoint, layer.layer, layer.experts[slot], form);
     outcome[i] = weights.status();
     if (weights.ok()) layer.weights[slot] = *std::move(weights);
   });

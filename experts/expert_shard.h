@@ -19,7 +19,7 @@ class ExpertShard {
   /// Reads and packs the weights of `worker`'s slots in `placement`, and maps nothing else. Slots are loaded in
   /// parallel on `pool`; the error is that of the first slot that failed.
   static Result<ExpertShard> Load(const ModelConfig& config, const Checkpoint& checkpoint, const Placement& placement,
-                                  WorkerId worker, const WeightTypes& types, ThreadPool& pool);
+                                  WorkerId worker, const WeightForm& form, ThreadPool& pool);
 
   struct Layer {
     int layer = 0;              // absolute index

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/clock.h"
+#include "core/parallel.h"
 
 namespace moe {
 namespace {
@@ -32,11 +33,12 @@ Status Serve(WorkerEndpoint& endpoint, Answer&& answer) {
 }  // namespace
 
 Worker::Worker(WorkerOptions options, const WorkerDescription& description, const ExpertShard& shard,
-               ExpertBackend& backend, WorkerTotals& totals, Observer observer)
+               ExpertBackend& backend, ThreadPool& pool, WorkerTotals& totals, Observer observer)
     : options_(options),
       description_(description),
       shard_(shard),
       backend_(backend),
+      pool_(pool),
       observer_(std::move(observer)),
       totals_(totals),
       in_(options.max_pairs * options.hidden),
@@ -56,6 +58,8 @@ std::size_t Worker::Answer(MessageKind kind, std::span<const std::byte> payload,
     case MessageKind::kDispatch: break;
     case MessageKind::kDescribe: return WriteDescription(reply, description_);
     case MessageKind::kShutdown: return WriteControlReply(reply);
+    case MessageKind::kAssign:
+      return WriteFailure(reply, InvalidArgument("this worker has loaded its shard by itself and takes no other"));
   }
   const Result<std::size_t> bytes = Dispatch(payload, reply);
   if (!bytes.ok()) return WriteFailure(reply, bytes.status());
@@ -83,18 +87,20 @@ Result<std::size_t> Worker::Dispatch(std::span<const std::byte> payload, std::sp
   const std::size_t hidden = options_.hidden;
   const MatrixView<float> in(in_.data(), shape.pairs, hidden);
   const MatrixView<float> out(out_.data(), shape.pairs, hidden);
-  for (std::size_t i = 0; i < shape.pairs; ++i) {
+  // A row's copy counts as its elements: a few bytes an element take the memory about as long as a multiply-add takes.
+  const std::size_t copied = shape.pairs * hidden;
+  ShareOut(pool_, shape.pairs, copied, [&](std::size_t i, int) {
     const std::span<float> row = in.row(sorted_[i]);
     dispatch.GetRow(dispatch.pairs()[i].row, row);
-    if (!layer->scales_input) continue;
+    if (!layer->scales_input) return;
     for (float& value : row) value *= dispatch.pairs()[i].weight;
-  }
+  });
   const TimePoint ffn = Clock::now();
-  backend_.Run(*layer, {.offsets = offsets_, .in = in, .out = out});
+  MOE_RETURN_IF_ERROR(backend_.Run(*layer, {.offsets = offsets_, .in = in, .out = out}));
   const double ffn_seconds = Seconds(Clock::now() - ffn);
 
   const DispatchReplyWriter writer(reply, shape);
-  for (std::size_t i = 0; i < shape.pairs; ++i) writer.SetRow(i, out.row(sorted_[i]));
+  ShareOut(pool_, shape.pairs, copied, [&](std::size_t i, int) { writer.SetRow(i, out.row(sorted_[i])); });
   const auto busy = static_cast<std::uint64_t>(std::chrono::nanoseconds(Clock::now() - begin).count());
   totals_.exchanges.fetch_add(1, std::memory_order_relaxed);
   totals_.rows.fetch_add(shape.pairs, std::memory_order_relaxed);

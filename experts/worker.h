@@ -10,6 +10,7 @@
 
 #include "core/aligned_buffer.h"
 #include "core/status.h"
+#include "core/thread_pool.h"
 #include "experts/expert_backend.h"
 #include "experts/expert_shard.h"
 #include "model/dispatch_format.h"
@@ -46,15 +47,16 @@ class Worker {
 
   /// Everything but `options` must outlive the worker; `totals` is what services show.
   Worker(WorkerOptions options, const WorkerDescription& description, const ExpertShard& shard, ExpertBackend& backend,
-         WorkerTotals& totals, Observer observer = {});
+         ThreadPool& pool, WorkerTotals& totals, Observer observer = {});
 
   /// Serves until a router says shutdown, or no router is left (both OK), or the transport fails. A wrong frame is the
   /// failure of its router's end alone.
   Status Run(WorkerEndpoint& endpoint);
 
- private:
   /// Answers one request into `reply`; returns its bytes.
   std::size_t Answer(MessageKind kind, std::span<const std::byte> payload, std::span<std::byte> reply);
+
+ private:
   Result<std::size_t> Dispatch(std::span<const std::byte> payload, std::span<std::byte> reply);
   Status SortBySlot(const DispatchReader& dispatch, std::size_t slots);
 
@@ -62,6 +64,7 @@ class Worker {
   const WorkerDescription& description_;
   const ExpertShard& shard_;
   ExpertBackend& backend_;
+  ThreadPool& pool_;  // copies rows
   const Observer observer_;
   WorkerTotals& totals_;
 

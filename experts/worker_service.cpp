@@ -3,23 +3,25 @@
 #include <grpcpp/grpcpp.h>
 #include <moe/v1/worker.grpc.pb.h>
 
+#include <utility>
+
 namespace moe {
 
 class WorkerService::Impl final : public v1::ExpertWorker::CallbackService {
  public:
-  Impl(Rank rank, const WorkerDescription& description, const ExpertShard& shard, const WorkerTotals& totals)
-      : rank_(rank), description_(description), shard_(shard), totals_(totals) {}
+  Impl(std::function<HostedShard()> hosted, const WorkerTotals& totals) : hosted_(std::move(hosted)), totals_(totals) {}
 
   grpc::ServerUnaryReactor* GetShard(grpc::CallbackServerContext* context, const v1::GetShardRequest*,
                                      v1::ShardDescription* response) override {
-    response->set_rank(static_cast<std::uint32_t>(rank_.value()));
-    response->set_model_hash(description_.fingerprint);
-    response->set_weight_type(description_.weight_type);
-    response->set_backend(description_.device);
-    response->set_kernel_target(description_.kernel_target);
-    response->set_parameters(shard_.parameters());
-    response->set_weight_bytes(shard_.bytes());
-    for (const ExpertShard::Layer& layer : shard_.layers()) {
+    const HostedShard hosted = hosted_();
+    response->set_rank(static_cast<std::uint32_t>(hosted.rank.value()));
+    response->set_model_hash(hosted.description.fingerprint);
+    response->set_weight_type(hosted.description.weight_type);
+    response->set_backend(hosted.description.device);
+    response->set_kernel_target(hosted.description.kernel_target);
+    response->set_parameters(hosted.description.parameters);
+    response->set_weight_bytes(hosted.description.weight_bytes);
+    for (const HostedShard::Layer& layer : hosted.layers) {
       v1::ShardLayer& message = *response->add_layers();
       message.set_layer(static_cast<std::uint32_t>(layer.layer));
       for (const int expert : layer.experts) message.add_experts(static_cast<std::uint32_t>(expert));
@@ -44,15 +46,19 @@ class WorkerService::Impl final : public v1::ExpertWorker::CallbackService {
     return reactor;
   }
 
-  const Rank rank_;
-  const WorkerDescription& description_;
-  const ExpertShard& shard_;
+  const std::function<HostedShard()> hosted_;
   const WorkerTotals& totals_;
 };
 
-WorkerService::WorkerService(Rank rank, const WorkerDescription& description, const ExpertShard& shard,
-                             const WorkerTotals& totals)
-    : impl_(std::make_unique<Impl>(rank, description, shard, totals)) {}
+HostedShard DescribeShard(Rank rank, const WorkerDescription& description, const ExpertShard& shard) {
+  HostedShard hosted{.rank = rank, .description = description, .layers = {}};
+  for (const ExpertShard::Layer& layer : shard.layers())
+    hosted.layers.push_back({.layer = layer.layer, .experts = layer.experts});
+  return hosted;
+}
+
+WorkerService::WorkerService(std::function<HostedShard()> hosted, const WorkerTotals& totals)
+    : impl_(std::make_unique<Impl>(std::move(hosted), totals)) {}
 
 WorkerService::~WorkerService() = default;
 

@@ -1,8 +1,10 @@
 // moe.v1.ExpertWorker, a worker's control plane, and its metrics.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/ids.h"
 #include "experts/expert_shard.h"
@@ -16,10 +18,22 @@ class Service;
 
 namespace moe {
 
+/// What a worker hosts just now.
+struct HostedShard {
+  struct Layer {
+    int layer = 0;             // absolute index
+    std::vector<int> experts;  // by slot
+  };
+  Rank rank;  // 0 while no router has said
+  WorkerDescription description;
+  std::vector<Layer> layers;
+};
+HostedShard DescribeShard(Rank rank, const WorkerDescription& description, const ExpertShard& shard);
+
 class WorkerService {
  public:
-  /// Everything must outlive the service.
-  WorkerService(Rank rank, const WorkerDescription& description, const ExpertShard& shard, const WorkerTotals& totals);
+  /// `hosted` is called by any thread; `totals` outlives the service.
+  WorkerService(std::function<HostedShard()> hosted, const WorkerTotals& totals);
   ~WorkerService();
 
   grpc::Service* service();

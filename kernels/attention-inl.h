@@ -1,10 +1,12 @@
-// Attention of one query position over the KV pages.
+// Attention of a few queries over the KV pages of one head.
 #if defined(MOE_KERNELS_ATTENTION_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef MOE_KERNELS_ATTENTION_INL_H_
 #undef MOE_KERNELS_ATTENTION_INL_H_
 #else
 #define MOE_KERNELS_ATTENTION_INL_H_
 #endif
+
+#include <hwy/cache_control.h>
 
 #include "core/check.h"
 #include "kernels/elementwise-inl.h"
@@ -41,10 +43,10 @@ HWY_INLINE Lanes LoadFirstElements(const std::byte* from, std::size_t count) {
 
 inline constexpr std::size_t kPanelsPerPage = 2;
 
-/// Query heads that go through the pages together, in tiles. Latent attention has up to 128 heads on one page of
+/// Queries that go through the pages together, in tiles. Latent attention has up to 128 heads on one page of
 /// 32 x 576 fp32, 72 KiB: each head does 70,000 operations with it, so that 32 heads do 30 a byte, well over what
 /// memory can starve; their queries and outputs are another 136 KiB of the second-level cache.
-inline constexpr std::size_t kMaxHeads = 32;
+inline constexpr std::size_t kMaxQueries = 32;
 
 // A tile of scores of key rows, (heads, positions) sums of sixteen lanes. The registers have to hold the sums, one
 // key of each position and one query: 16 + 4 + 1 of 32 with AVX-512, 8 loads for 16 multiply-adds; 8 + 4 + 2 of 16
@@ -52,7 +54,7 @@ inline constexpr std::size_t kMaxHeads = 32;
 inline constexpr std::size_t kRowTileHeads = kRegistersPerLanes == 1 ? 4 : 2;
 inline constexpr std::size_t kRowTilePositions = kRegistersPerLanes == 1 ? 4 : 2;
 
-/// Where the online softmax of one head stands.
+/// Where the online softmax of one query stands.
 struct SoftmaxState {
   float highest = -kInfinity;
   float total = 0;
@@ -81,22 +83,25 @@ struct Block {
   std::size_t last = kPageTokens;
 
   bool whole() const { return first == 0 && last == kPageTokens; }
+  bool empty() const { return first >= last; }
+  std::size_t visible() const { return last - first; }
+  bool operator==(const Block&) const = default;
 };
 
-inline Block BlockOf(const AttentionTask& task, std::size_t page) {
+inline Block BlockOf(const VisibleRange& range, std::size_t page) {
   const std::size_t start = page * kPageTokens;
-  return {page, std::max(task.begin, start) - start, std::min(task.end - start, kPageTokens)};
+  return {page, std::max(range.begin, start) - start, std::min(std::max(range.end, start) - start, kPageTokens)};
 }
 
-/// Turns one head's scores of a block into weights, in place, and returns the factor for the sums so far. Scores and
+/// Turns one query's scores of a block into weights, in place, and returns the factor for the sums so far. Scores and
 /// bias of invisible positions may be anything.
-inline float WeighBlock(const AttentionTask& task, std::size_t head, const Block& block, std::span<float> scores,
+inline float WeighBlock(const AttentionTask& task, std::size_t query, const Block& block, std::span<float> scores,
                         SoftmaxState& state) {
   const Lanes factor = Broadcast(task.scale);
   Lanes low = Mul(Load(scores.data()), factor);
   Lanes high = Mul(Load(scores.data() + kLanes), factor);
   if (task.bias.rows() > 0) {
-    const float* bias = task.bias.row(head).data() + block.page * kPageTokens;
+    const float* bias = task.bias.row(query).data() + block.page * kPageTokens;
     low = Add(low, Load(bias));
     high = Add(high, Load(bias + kLanes));
   }
@@ -114,8 +119,8 @@ inline float WeighBlock(const AttentionTask& task, std::size_t head, const Block
   return rescale;
 }
 
-/// out(head, :) += sum over positions of weights(head, position) * values(position, :), the first position's values at
-/// `values`, the next ones `stride` bytes on. Inlined, for with one head a page is too little work to pass matrices
+/// out(query, :) += sum over positions of weights(query, position) * values(position, :), the first position's values
+/// at `values`, the next ones `stride` bytes on. Inlined, for with one query a page is too little work to pass matrices
 /// through memory.
 template <KvType kType>
 HWY_INLINE void AddValues(const RowTiles& tiles, MatrixView<const float> weights, const std::byte* values,
@@ -141,19 +146,21 @@ HWY_INLINE void AddValues(const RowTiles& tiles, MatrixView<const float> weights
   const std::size_t done = whole * kLanes;
   const std::size_t rest = out.cols() - done;  // a tile would read past the last row
   if (rest == 0) return;
-  for (std::size_t head = 0; head < weights.rows(); ++head) {
-    Lanes sum = LoadFirst(out.row(head).data() + done, rest);
+  for (std::size_t query = 0; query < weights.rows(); ++query) {
+    Lanes sum = LoadFirst(out.row(query).data() + done, rest);
     for (std::size_t at = 0; at < weights.cols(); ++at) {
       const std::byte* value = values + at * stride + done * kBytes;
-      sum = Fma(Broadcast(weights(head, at)), LoadFirstElements<kType>(value, rest), sum);
+      sum = Fma(Broadcast(weights(query, at)), LoadFirstElements<kType>(value, rest), sum);
     }
-    StoreFirst(sum, out.row(head).data() + done, rest);
+    StoreFirst(sum, out.row(query).data() + done, rest);
   }
 }
 
-/// Scores of all positions of as many pages as `scores` has room for, from page `page` on: (heads, 32 pages), unscaled.
+/// Scores of all positions of as many pages as `scores` has room for, from page `page` on: (queries, 32 pages),
+/// unscaled.
 template <KvType kType>
-void ScoreColumns(const AttentionTask& task, const RowTiles& tiles, std::size_t page, MatrixView<float> scores) {
+void ScoreColumns(const AttentionTask& task, MatrixView<const float> queries, const RowTiles& tiles, std::size_t page,
+                  MatrixView<float> scores) {
   std::array<const std::byte*, kMaxPanels> panels;
   const std::size_t whole = scores.cols() / kLanes;
   for (std::size_t first = 0; first < whole;) {
@@ -165,7 +172,7 @@ void ScoreColumns(const AttentionTask& task, const RowTiles& tiles, std::size_t 
     }
     for (std::size_t tile = 0; tile < tiles.count(); ++tile) {
       const MatrixView<float> y = scores.Rows(tiles.begin(tile), tiles.size(tile));
-      RunTileOf<kReadAs<kType>>({.x = task.queries.Rows(tiles.begin(tile), tiles.size(tile)),
+      RunTileOf<kReadAs<kType>>({.x = queries.Rows(tiles.begin(tile), tiles.size(tile)),
                                  .panels = {panels.data(), count},
                                  .panel_stride = kPageTokens * BytesPerElement(kType),
                                  .y = y.Columns(first * kLanes, count * kLanes)});
@@ -235,94 +242,135 @@ void RunRowTileOf(const RowTileTask& task) {
   kTiles[task.queries.rows() - 1][task.scores.cols() > 1 ? 1 : 0](task);
 }
 
-/// Scores of the visible positions of a block whose keys are rows: (heads, 32), unscaled, 0 at the invisible ones. A
-/// few positions are taken at a time for all heads, so that keys are loaded into the first-level cache once.
+/// Scores of the visible positions of a block whose keys are rows: (queries, 32), unscaled, 0 at the invisible ones. A
+/// few positions are taken at a time for all queries, so that keys are loaded into the first-level cache once.
 template <KvType kType>
-void ScoreRows(const AttentionTask& task, const Block& block, MatrixView<float> scores) {
-  const std::size_t heads = task.queries.rows();
+void ScoreRows(const AttentionTask& task, MatrixView<const float> queries, const Block& block,
+               MatrixView<float> scores) {
   if (!block.whole()) {
-    for (std::size_t head = 0; head < heads; ++head) std::fill_n(scores.row(head).begin(), kPageTokens, 0.0f);
+    for (std::size_t query = 0; query < queries.rows(); ++query) std::ranges::fill(scores.row(query), 0.0f);
   }
-  const std::size_t row_bytes = task.queries.cols() * BytesPerElement(kType);
+  const std::size_t row_bytes = queries.cols() * BytesPerElement(kType);
   for (std::size_t at = block.first; at < block.last;) {
     const std::size_t positions = block.last - at >= kRowTilePositions ? kRowTilePositions : 1;
-    for (std::size_t head = 0; head < heads; head += kRowTileHeads) {
-      const std::size_t count = std::min(kRowTileHeads, heads - head);
-      RunRowTileOf<kType>({.queries = task.queries.Rows(head, count),
+    for (std::size_t query = 0; query < queries.rows(); query += kRowTileHeads) {
+      const std::size_t count = std::min(kRowTileHeads, queries.rows() - query);
+      RunRowTileOf<kType>({.queries = queries.Rows(query, count),
                            .keys = task.key_pages[block.page] + at * row_bytes,
-                           .scores = scores.Rows(head, count).Columns(at, positions)});
+                           .scores = scores.Rows(query, count).Columns(at, positions)});
     }
     at += positions;
   }
 }
 
-/// Attention of at most kMaxHeads heads over pages of one type.
+/// Attention of at most kMaxQueries queries over pages of one type.
 template <KvType kType>
-void AttendHeads(const AttentionTask& task) {
-  const std::size_t heads = task.queries.rows();
-  const RowTiles tiles(heads);
-  const std::size_t dim = task.out.cols();
-  // With few heads the columns of several pages are scored at once, to keep enough sums under way.
-  const bool rows = task.key_layout == KeyLayout::kRows;
-  const std::size_t value_stride = task.value_stride * BytesPerElement(kType);
-  const std::size_t wanted = rows ? 1 : std::max<std::size_t>(PanelsForRows(heads) / kPanelsPerPage, 1);
-  alignas(64) std::array<float, kMaxHeads * kPageTokens> scratch;
-  static_assert(kMaxHeads >= kMaxPanels / kPanelsPerPage);
-  std::array<SoftmaxState, kMaxHeads> states;
-  for (std::size_t head = 0; head < heads; ++head) std::fill_n(task.out.row(head).begin(), dim, 0.0f);
+class Attending {
+ public:
+  explicit Attending(const AttentionTask& task) : task_(task), tiles_(task.queries.rows()) {}
 
-  const std::size_t page_end = (task.end + kPageTokens - 1) / kPageTokens;
-  for (std::size_t page = task.begin / kPageTokens; page < page_end;) {
-    const std::size_t pages = std::min(wanted, page_end - page);
-    MOE_CHECK(heads * pages <= kMaxHeads);
-    const MatrixView<float> scores(scratch.data(), heads, pages * kPageTokens);
-    if (rows) {
-      ScoreRows<kType>(task, BlockOf(task, page), scores);
+  void Run() {
+    const std::size_t queries = task_.queries.rows();
+    for (std::size_t query = 0; query < queries; ++query) std::ranges::fill(task_.out.row(query), 0.0f);
+    // With few queries the columns of several pages are scored at once, to keep enough sums under way.
+    const bool rows = task_.key_layout == KeyLayout::kRows;
+    const std::size_t wanted = rows ? 1 : std::max<std::size_t>(PanelsForRows(queries) / kPanelsPerPage, 1);
+    const std::size_t page_end = (task_.end + kPageTokens - 1) / kPageTokens;
+    // The queries that see anything of the pages under way: later ones, where begins and ends ascend.
+    std::size_t first = 0;
+    std::size_t last = 0;
+    for (std::size_t page = task_.begin / kPageTokens; page < page_end;) {
+      const std::size_t pages = std::min(wanted, page_end - page);
+      while (first < queries && task_.SeenBy(first).end <= page * kPageTokens) ++first;
+      while (last < queries && task_.SeenBy(last).begin < (page + pages) * kPageTokens) ++last;
+      RunPages(page, pages, first, last);
+      page += pages;
+    }
+    for (std::size_t query = 0; query < queries; ++query) Finish(query);
+  }
+
+ private:
+  void RunPages(std::size_t page, std::size_t pages, std::size_t first, std::size_t last) {
+    if (first == last) return;
+    const std::size_t count = last - first;
+    MOE_CHECK(count * pages <= kMaxQueries);
+    const MatrixView<float> scores(scratch_.data(), count, pages * kPageTokens);
+    const MatrixView<const float> queries = task_.queries.Rows(first, count);
+    if (task_.key_layout == KeyLayout::kRows) {
+      const VisibleRange seen{.begin = task_.SeenBy(first).begin, .end = task_.SeenBy(last - 1).end};
+      ScoreRows<kType>(task_, queries, BlockOf(seen, page), scores);
     } else {
-      ScoreColumns<kType>(task, tiles, page, scores);
+      ScoreColumns<kType>(task_, queries, TilesOf(count), page, scores);
     }
-    for (std::size_t i = 0; i < pages; ++i, ++page) {
-      const Block block = BlockOf(task, page);
-      const std::size_t visible = block.last - block.first;
-      const MatrixView<float> weights = scores.Columns(i * kPageTokens, kPageTokens);
-      for (std::size_t head = 0; head < heads; ++head) {
-        const float rescale = WeighBlock(task, head, block, weights.row(head), states[head]);
-        if (rescale != 1.0f) Scale(rescale, task.out.row(head));
+    for (std::size_t i = 0; i < pages; ++i)
+      AddPage(page + i, first, last, scores.Columns(i * kPageTokens, kPageTokens));
+  }
+
+  /// Queries that see the same of a page are summed together.
+  void AddPage(std::size_t page, std::size_t first, std::size_t last, MatrixView<float> scores) {
+    const std::size_t stride = task_.value_stride * BytesPerElement(kType);
+    for (std::size_t query = first; query < last;) {
+      const Block block = BlockOf(task_.SeenBy(query), page);
+      std::size_t end = query;
+      for (; end < last && BlockOf(task_.SeenBy(end), page) == block; ++end) {
+        if (block.empty()) continue;
+        const float rescale = WeighBlock(task_, end, block, scores.row(end - first), states_[end]);
+        if (rescale != 1.0f) Scale(rescale, task_.out.row(end));
       }
-      AddValues<kType>(tiles, weights.Columns(block.first, visible),
-                       task.value_pages[page] + block.first * value_stride, value_stride, task.out);
+      if (!block.empty()) {
+        AddValues<kType>(TilesOf(end - query),
+                         scores.Rows(query - first, end - query).Columns(block.first, block.visible()),
+                         task_.value_pages[page] + block.first * stride, stride, task_.out.Rows(query, end - query));
+      }
+      query = end;
     }
   }
-  for (std::size_t head = 0; head < heads; ++head) {
-    if (!task.sinks.empty()) {
-      Scale(states[head].RaiseTo(task.sinks[head]), task.out.row(head));
-      states[head].total += moe::Exp(task.sinks[head] - states[head].shift());
+
+  void Finish(std::size_t query) {
+    if (!task_.sinks.empty()) {
+      Scale(states_[query].RaiseTo(task_.sinks[query]), task_.out.row(query));
+      states_[query].total += moe::Exp(task_.sinks[query] - states_[query].shift());
     }
-    Scale(1.0f / states[head].total, task.out.row(head));
+    Scale(1.0f / states_[query].total, task_.out.row(query));
   }
-}
+
+  /// Mostly those of all queries, whose division is done once.
+  RowTiles TilesOf(std::size_t queries) const { return queries == task_.queries.rows() ? tiles_ : RowTiles(queries); }
+
+  const AttentionTask& task_;
+  const RowTiles tiles_;
+  std::array<SoftmaxState, kMaxQueries> states_;
+  alignas(64) std::array<float, kMaxQueries * kPageTokens> scratch_;
+  static_assert(kMaxQueries >= kMaxPanels / kPanelsPerPage);
+};
 
 inline void Attention(const AttentionTask& task) {
-  const std::size_t heads = task.queries.rows();
-  MOE_CHECK(task.begin < task.end && task.out.rows() == heads && task.value_stride >= task.out.cols());
+  const std::size_t queries = task.queries.rows();
+  MOE_CHECK(task.begin < task.end && task.out.rows() == queries && task.value_stride >= task.out.cols());
   MOE_CHECK(task.key_pages.size() * kPageTokens >= task.end && task.value_pages.size() * kPageTokens >= task.end);
   const bool biased = task.bias.rows() > 0;
-  MOE_CHECK(!biased || task.bias.rows() == heads);
+  MOE_CHECK(!biased || task.bias.rows() == queries);
   MOE_CHECK(!biased || task.bias.cols() >= (task.end + kPageTokens - 1) / kPageTokens * kPageTokens);
-  MOE_CHECK(task.sinks.empty() || task.sinks.size() == heads);
-  const std::size_t groups = (heads + kMaxHeads - 1) / kMaxHeads;
-  for (std::size_t group = 0; group < groups; ++group) {
-    const std::size_t begin = group * heads / groups;
-    const std::size_t count = (group + 1) * heads / groups - begin;
+  MOE_CHECK(task.sinks.empty() || task.sinks.size() == queries);
+  MOE_CHECK(task.visible.empty() || task.visible.size() == queries);
+  const std::size_t parts = (queries + kMaxQueries - 1) / kMaxQueries;
+  for (std::size_t index = 0; index < parts; ++index) {
+    const std::size_t first = index * queries / parts;
+    const std::size_t count = (index + 1) * queries / parts - first;
     AttentionTask part = task;
-    part.queries = task.queries.Rows(begin, count);
-    part.out = task.out.Rows(begin, count);
-    if (biased) part.bias = task.bias.Rows(begin, count);
-    if (!task.sinks.empty()) part.sinks = task.sinks.subspan(begin, count);
+    part.queries = task.queries.Rows(first, count);
+    part.out = task.out.Rows(first, count);
+    if (biased) part.bias = task.bias.Rows(first, count);
+    if (!task.sinks.empty()) part.sinks = task.sinks.subspan(first, count);
+    if (!task.visible.empty()) {
+      part.visible = task.visible.subspan(first, count);
+      part.begin = part.visible.front().begin;
+      part.end = part.visible.back().end;
+    }
     if (task.type == KvType::kF32) {
-      AttendHeads<KvType::kF32>(part);
+      Attending<KvType::kF32>(part).Run();
     } else {
-      AttendHeads<KvType::kBf16>(part);
+      Attending<KvType::kBf16>(part).Run();
     }
   }
 }

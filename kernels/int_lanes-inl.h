@@ -24,10 +24,16 @@ HWY_BEFORE_NAMESPACE();
 namespace moe {
 namespace HWY_NAMESPACE {
 
-/// DotI8 sums stored weights less ZeroPoint, or as they are: then ZeroPoint times the sum of the x is taken off
+/// AddDot sums stored weights less ZeroPoint, or as they are: then ZeroPoint times the sum of the x is taken off
 /// elsewhere, once for a group.
 template <WeightType kType>
 inline constexpr bool kDotTakesStored = MOE_INT_VNNI || MOE_PORTABLE_LANES || kType == WeightType::kInt4;
+
+/// Whether the sums of a group stay sums of two products in 16 bits until the group ends: one instruction less for each
+/// four products. Stored int4 weights are at most 15, so that a group's 8 times 2 * 15 * 127 = 30480 fit.
+template <WeightType kType>
+inline constexpr bool kSumsPairs = !MOE_INT_VNNI && !MOE_PORTABLE_LANES && kType == WeightType::kInt4;
+static_assert(GroupSize(WeightType::kInt4) / 4 * 2 * 15 * 127 <= 32767);
 
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
 
@@ -55,13 +61,13 @@ HWY_INLINE void StoreLowestBytes(const Lanes& lanes, std::uint8_t* to) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_castps_si512(lanes.reg[0].raw)));
 }
 
-/// lanes[i] += sum over j of weights[i][j] * x[j]; the four x are the bytes of `x`.
+/// sums[i] += sum over j of weights[i][j] * x[j]; the four x are the bytes of `x`. Sums begin as zeros, and GroupDots
+/// has their values.
 template <WeightType kType>
-HWY_INLINE IntLanes DotI8(IntLanes lanes, const Quads& weights, std::int32_t x) {
+HWY_INLINE void AddDot(IntLanes& sums, const Quads& weights, std::int32_t x) {
   const __m512i values = _mm512_set1_epi32(x);
 #if MOE_INT_VNNI
-  asm("vpdpbusd %2, %1, %0" : "+v"(lanes.reg) : "v"(weights.reg), "v"(values));
-  return lanes;
+  asm("vpdpbusd %2, %1, %0" : "+v"(sums.reg) : "v"(weights.reg), "v"(values));
 #else
   __m512i pairs;  // sums of two products, which fit 16 bits: 2 * 15 * 127, or 2 * 127 * 127
   if constexpr (kDotTakesStored<kType>) {
@@ -71,8 +77,18 @@ HWY_INLINE IntLanes DotI8(IntLanes lanes, const Quads& weights, std::int32_t x) 
     const __m512i signed_values = _mm512_mask_sub_epi8(values, _mm512_movepi8_mask(q), _mm512_setzero_si512(), values);
     pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(q), signed_values);
   }
-  return {_mm512_add_epi32(lanes.reg, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
+  if constexpr (kSumsPairs<kType>) {
+    sums.reg = _mm512_add_epi16(sums.reg, pairs);
+  } else {
+    sums.reg = _mm512_add_epi32(sums.reg, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  }
 #endif
+}
+/// The sums of a group, plus `start`.
+template <WeightType kType>
+HWY_INLINE IntLanes GroupDots(const IntLanes& sums, std::int32_t start) {
+  const __m512i whole = kSumsPairs<kType> ? _mm512_madd_epi16(sums.reg, _mm512_set1_epi16(1)) : sums.reg;
+  return {_mm512_add_epi32(whole, _mm512_set1_epi32(start))};
 }
 
 #elif HWY_TARGET == HWY_AVX2
@@ -113,9 +129,11 @@ HWY_INLINE void StoreLowestBytes(const Lanes& lanes, std::uint8_t* to) {
                    _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 
-/// lanes[i] += sum over j of weights[i][j] * x[j]; the four x are the bytes of `x`.
+/// sums[i] += sum over j of weights[i][j] * x[j]; the four x are the bytes of `x`. Sums begin as zeros, and GroupDots
+/// has their values. The additions are written as instructions: GCC would add up several products first, and has not
+/// the registers to keep them in.
 template <WeightType kType>
-HWY_INLINE IntLanes DotI8(IntLanes lanes, const Quads& weights, std::int32_t x) {
+HWY_INLINE void AddDot(IntLanes& sums, const Quads& weights, std::int32_t x) {
   const __m256i values = _mm256_set1_epi32(x);
   MOE_UNROLL for (int i = 0; i < 2; ++i) {
     __m256i pairs;  // sums of two products, which fit 16 bits: 2 * 15 * 127, or 2 * 127 * 127
@@ -125,9 +143,22 @@ HWY_INLINE IntLanes DotI8(IntLanes lanes, const Quads& weights, std::int32_t x) 
       const __m256i q = _mm256_xor_si256(weights.reg[i], _mm256_set1_epi8(-128));
       pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(values, q));
     }
-    lanes.reg[i] = _mm256_add_epi32(lanes.reg[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    if constexpr (kSumsPairs<kType>) {
+      asm("vpaddw %1, %0, %0" : "+x"(sums.reg[i]) : "x"(pairs));
+    } else {
+      asm("vpaddd %1, %0, %0" : "+x"(sums.reg[i]) : "x"(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
+    }
   }
-  return lanes;
+}
+/// The sums of a group, plus `start`.
+template <WeightType kType>
+HWY_INLINE IntLanes GroupDots(const IntLanes& sums, std::int32_t start) {
+  IntLanes dots;
+  MOE_UNROLL for (int i = 0; i < 2; ++i) {
+    const __m256i whole = kSumsPairs<kType> ? _mm256_madd_epi16(sums.reg[i], _mm256_set1_epi16(1)) : sums.reg[i];
+    dots.reg[i] = _mm256_add_epi32(whole, _mm256_set1_epi32(start));
+  }
+  return dots;
 }
 
 #else  // plain C++
@@ -174,15 +205,21 @@ HWY_INLINE void StoreLowestBytes(const Lanes& lanes, std::uint8_t* to) {
   for (std::size_t i = 0; i < kLanes; ++i) to[i] = static_cast<std::uint8_t>(std::bit_cast<std::uint32_t>(values[i]));
 }
 
-/// lanes[i] += sum over j of weights[i][j] * x[j]; the four x are the bytes of `x`.
+/// sums[i] += sum over j of weights[i][j] * x[j]; the four x are the bytes of `x`. Sums begin as zeros, and GroupDots
+/// has their values.
 template <WeightType kType>
-HWY_INLINE IntLanes DotI8(IntLanes lanes, const Quads& weights, std::int32_t x) {
+HWY_INLINE void AddDot(IntLanes& sums, const Quads& weights, std::int32_t x) {
   std::int8_t values[4];
   std::memcpy(values, &x, sizeof(values));
   for (std::size_t i = 0; i < kLanes; ++i) {
-    for (std::size_t j = 0; j < 4; ++j) lanes.lane[i] += weights.byte[i][j] * values[j];
+    for (std::size_t j = 0; j < 4; ++j) sums.lane[i] += weights.byte[i][j] * values[j];
   }
-  return lanes;
+}
+/// The sums of a group, plus `start`.
+template <WeightType kType>
+HWY_INLINE IntLanes GroupDots(IntLanes sums, std::int32_t start) {
+  for (std::int32_t& lane : sums.lane) lane += start;
+  return sums;
 }
 
 #endif

@@ -34,9 +34,18 @@ enum class RopePairing : std::uint8_t { kHalfSplit, kInterleaved };
 /// a position (kPageTokens, key_dim), for latent attention, where the values are the first columns of the same rows.
 enum class KeyLayout : std::uint8_t { kColumns, kRows };
 
-/// One query position against the cached positions that it sees, for the query heads that share one KV head.
+/// Positions [begin, end) that a query sees.
+struct VisibleRange {
+  std::size_t begin = 0;
+  std::size_t end = 0;
+
+  bool operator==(const VisibleRange&) const = default;
+};
+
+/// Queries against the cached positions that they see, all on one KV head: the query heads of one position that share
+/// it, or one query head at several positions.
 struct AttentionTask {
-  MatrixView<const float> queries;  // (heads, key_dim)
+  MatrixView<const float> queries;  // (queries, key_dim)
   KvType type = KvType::kF32;       // of the pages' elements, which are widened exactly
   // By absolute page, as key_layout says; only those of [begin, end) are read.
   std::span<const std::byte* const> key_pages;
@@ -46,12 +55,18 @@ struct AttentionTask {
   std::size_t value_stride = 0;  // elements; at least value_dim
   std::size_t begin = 0;         // visible positions [begin, end), end > begin
   std::size_t end = 0;
+  // What each query sees of them, at least one position, begins and ends ascending; empty: all of them.
+  std::span<const VisibleRange> visible;
   float scale = 1;
-  MatrixView<const float> bias;  // (heads, at least end rounded up to a page) by position, added to the scaled scores;
-                                 // empty: none. Values at invisible positions are read and do not count;
+  MatrixView<const float> bias;  // (queries, at least end rounded up to a page) by position, added to the scaled
+                                 // scores; empty: none. Values at invisible positions are read and do not count;
                                  // -infinity hides a visible one.
-  std::span<const float> sinks;  // (heads) a score that joins the softmax without a value; empty: none (gpt-oss)
-  MatrixView<float> out;         // (heads, value_dim)
+  std::span<const float> sinks;  // (queries) a score that joins the softmax without a value; empty: none (gpt-oss)
+  MatrixView<float> out;         // (queries, value_dim)
+
+  VisibleRange SeenBy(std::size_t query) const {
+    return visible.empty() ? VisibleRange{.begin = begin, .end = end} : visible[query];
+  }
 };
 
 class Kernels {
@@ -121,7 +136,7 @@ class Kernels {
   /// log(sum(exp(x))) with the maximum taken out; the sum is a lane sum.
   virtual float LogSumExp(std::span<const float> x) const = 0;
 
-  /// out = softmax(scale * q·k + bias) v over the visible positions, for each query head: online softmax in blocks of
+  /// out = softmax(scale * q·k + bias) v over the positions that it sees, for each query: online softmax in blocks of
   /// kPageTokens absolute positions, ascending. In a block: scores are running sums over key_dim (KeyLayout::kColumns)
   /// or lane sums (kRows), then times scale, then plus bias when there is one; invisible positions weigh nothing; the
   /// new maximum m' = max(m, block's); earlier sums are scaled by exp(m − m'); weights p = exp(s − m'); their sum over

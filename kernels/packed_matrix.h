@@ -26,6 +26,10 @@ struct WeightView {
   float at(std::size_t row, std::size_t col) const;
 };
 
+/// Of what Pack makes of given weights, bit by bit: grows with any change of a panel's layout or of the values that
+/// quantization chooses (kernels/quantize.h), so that what an earlier version kept on a disk is not taken for its own.
+inline constexpr std::uint32_t kPackingVersion = 1;
+
 /// W of shape (rows = n outputs, cols = k inputs), as ceil(n / 16) panels of 16 outputs, 64-byte aligned, the last one
 /// padded with zeros. 16 fp32 outputs are one AVX-512 register or two AVX2 registers. A panel is, by type,
 ///   f32, bf16, f16: [k][16] elements;
@@ -42,6 +46,9 @@ class PackedMatrix {
   /// Packs `parts` one below the other (their cols agree), converted to `type`; rounds to nearest even when narrowing.
   static PackedMatrix Pack(std::span<const WeightView> parts, WeightType type);
   static PackedMatrix Pack(const WeightView& source, WeightType type) { return Pack({&source, 1}, type); }
+
+  /// Zeros, for storage() to be filled.
+  static PackedMatrix Zeros(std::size_t rows, std::size_t cols, WeightType type) { return {type, rows, cols}; }
 
   /// Fills `out` (a few rows, cols) with rows first, first + 1, …
   using ReadRows = FunctionRef<void(std::size_t first, MatrixView<float> out)>;
@@ -65,6 +72,9 @@ class PackedMatrix {
   const std::byte* panel(std::size_t index) const { return data_.data() + index * panel_bytes_; }
   /// (groups, 16) scales of a panel in bf16; of quantized types.
   const std::byte* scales(std::size_t index) const { return panel(index) + value_bytes_; }
+  /// All panels, one after the other, for whoever keeps them: what another process of this kPackingVersion has there.
+  std::span<const std::byte> storage() const { return data_.span(); }
+  std::span<std::byte> storage() { return data_.span(); }
   /// One weight, as it counts in a product.
   float at(std::size_t row, std::size_t col) const;
 

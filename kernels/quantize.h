@@ -45,6 +45,11 @@ constexpr std::size_t MatrixBytes(std::size_t rows, std::size_t cols, WeightType
   return rows * GroupsOf(cols, type) * GroupBytes(type);
 }
 
+/// Those of them that are scales.
+constexpr std::size_t ScaleBytes(std::size_t rows, std::size_t cols, WeightType type) {
+  return IsQuantized(type) ? rows * GroupsOf(cols, type) * sizeof(std::uint16_t) : 0;
+}
+
 /// What is added to q where it is stored.
 constexpr int ZeroPoint(WeightType type) { return type == WeightType::kInt8 ? 128 : 8; }
 

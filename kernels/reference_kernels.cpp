@@ -1,6 +1,7 @@
 // The reference: the formulas as a textbook has them, in double precision, with the C library's functions. It shares
 // no arithmetic with the SIMD code that it checks.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -64,6 +65,24 @@ float Limited(float value, float lowest, float highest) {
   return std::isnan(value) ? value : std::clamp(value, lowest, highest);
 }
 
+/// y(row, col) = the sum over k of in(row, k) and the weights of output col of the panels from `panel_begin` on.
+template <typename In>
+void Multiply(const In& in, const PackedMatrix& w, std::size_t panel_begin, MatrixView<float> y) {
+  // Some rows at a time, so that a weight is unpacked once for all of them: that is most of the work.
+  std::array<double, 16> sums;
+  for (std::size_t first = 0; first < y.rows(); first += sums.size()) {
+    const std::size_t rows = std::min(sums.size(), y.rows() - first);
+    for (std::size_t col = 0; col < y.cols(); ++col) {
+      sums.fill(0);
+      for (std::size_t k = 0; k < w.cols(); ++k) {
+        const double weight = w.at(panel_begin * PackedMatrix::kPanelWidth + col, k);
+        for (std::size_t row = 0; row < rows; ++row) sums[row] += in(first + row, k) * weight;
+      }
+      for (std::size_t row = 0; row < rows; ++row) y(first + row, col) = static_cast<float>(sums[row]);
+    }
+  }
+}
+
 class Reference final : public Kernels {
  public:
   std::string_view name() const override { return "reference"; }
@@ -71,30 +90,16 @@ class Reference final : public Kernels {
   void MatMulPanels(MatrixView<const float> x, const PackedMatrix& w, std::size_t panel_begin, std::size_t panel_end,
                     MatrixView<float> y) const override {
     MOE_CHECK(x.cols() == w.cols() && x.rows() == y.rows() && y.cols() == w.Outputs(panel_begin, panel_end));
-    for (std::size_t row = 0; row < x.rows(); ++row) {
-      for (std::size_t col = 0; col < y.cols(); ++col) {
-        const std::size_t output = panel_begin * PackedMatrix::kPanelWidth + col;
-        double sum = 0;
-        for (std::size_t k = 0; k < x.cols(); ++k) sum += static_cast<double>(x(row, k)) * w.at(output, k);
-        y(row, col) = static_cast<float>(sum);
-      }
-    }
+    Multiply([x](std::size_t row, std::size_t k) { return static_cast<double>(x(row, k)); }, w, panel_begin, y);
   }
 
   void MatMulPanels(const QuantizedView& x, const PackedMatrix& w, std::size_t panel_begin, std::size_t panel_end,
                     MatrixView<float> y) const override {
     MOE_CHECK(x.cols == w.cols() && x.rows == y.rows() && y.cols() == w.Outputs(panel_begin, panel_end));
-    for (std::size_t row = 0; row < x.rows; ++row) {
-      for (std::size_t col = 0; col < y.cols(); ++col) {
-        const std::size_t output = panel_begin * PackedMatrix::kPanelWidth + col;
-        double sum = 0;
-        for (std::size_t k = 0; k < x.cols; ++k) {
-          const double scale = x.scales[row * x.groups + k / x.group];
-          sum += scale * x.values[row * x.groups * x.group + k] * w.at(output, k);
-        }
-        y(row, col) = static_cast<float>(sum);
-      }
-    }
+    const auto in = [x](std::size_t row, std::size_t k) {
+      return static_cast<double>(x.scales[row * x.groups + k / x.group]) * x.values[row * x.groups * x.group + k];
+    };
+    Multiply(in, w, panel_begin, y);
   }
 
   void QuantizeRow(std::span<const float> x, std::size_t group, const QuantizedGroups& out) const override {
@@ -225,40 +230,42 @@ class Reference final : public Kernels {
 
   void Attention(const AttentionTask& task) const override {
     MOE_CHECK(task.begin < task.end && task.out.rows() == task.queries.rows());
-    std::vector<double> weights(task.end - task.begin);
-    for (std::size_t head = 0; head < task.queries.rows(); ++head) {
-      const double sum = Weigh(task, head, weights);
+    MOE_CHECK(task.visible.empty() || task.visible.size() == task.queries.rows());
+    std::vector<double> weights;
+    for (std::size_t query = 0; query < task.queries.rows(); ++query) {
+      const VisibleRange seen = task.SeenBy(query);
+      const double sum = Weigh(task, query, weights);
       for (std::size_t col = 0; col < task.out.cols(); ++col) {
         double value = 0;
-        for (std::size_t at = task.begin; at < task.end; ++at) {
+        for (std::size_t at = seen.begin; at < seen.end; ++at) {
           const std::byte* page = task.value_pages[at / kPageTokens];
           value +=
-              weights[at - task.begin] * PageElement(task.type, page, (at % kPageTokens) * task.value_stride + col);
+              weights[at - seen.begin] * PageElement(task.type, page, (at % kPageTokens) * task.value_stride + col);
         }
-        task.out(head, col) = static_cast<float>(value / sum);
+        task.out(query, col) = static_cast<float>(value / sum);
       }
     }
   }
 
  private:
-  static double Score(const AttentionTask& task, std::size_t head, std::size_t at) {
+  static double Score(const AttentionTask& task, std::size_t query, std::size_t at) {
     const std::size_t key_dim = task.queries.cols();
     const std::byte* page = task.key_pages[at / kPageTokens];
     const std::size_t slot = at % kPageTokens;
     double score = 0;
     for (std::size_t i = 0; i < key_dim; ++i) {
       const std::size_t index = task.key_layout == KeyLayout::kRows ? slot * key_dim + i : i * kPageTokens + slot;
-      score += static_cast<double>(task.queries(head, i)) * PageElement(task.type, page, index);
+      score += static_cast<double>(task.queries(query, i)) * PageElement(task.type, page, index);
     }
-    return score * task.scale + (task.bias.rows() > 0 ? task.bias(head, at) : 0.0);
+    return score * task.scale + (task.bias.rows() > 0 ? task.bias(query, at) : 0.0);
   }
 
-  /// Sets weights[position - begin] to exp(score - highest score) and returns their sum, with the sink's.
-  static double Weigh(const AttentionTask& task, std::size_t head, std::vector<double>& weights) {
-    for (std::size_t at = task.begin; at < task.end; ++at) {
-      weights[at - task.begin] = Score(task, head, at);
-    }
-    const double sink = task.sinks.empty() ? -std::numeric_limits<double>::infinity() : task.sinks[head];
+  /// Sets weights[position - first seen] to exp(score - highest score) and returns their sum, with the sink's.
+  static double Weigh(const AttentionTask& task, std::size_t query, std::vector<double>& weights) {
+    const VisibleRange seen = task.SeenBy(query);
+    weights.clear();
+    for (std::size_t at = seen.begin; at < seen.end; ++at) weights.push_back(Score(task, query, at));
+    const double sink = task.sinks.empty() ? -std::numeric_limits<double>::infinity() : task.sinks[query];
     const double highest = std::max(sink, *std::max_element(weights.begin(), weights.end()));
     double sum = std::exp(sink - highest);
     for (double& weight : weights) {

@@ -13,7 +13,6 @@
 #include <span>
 #include <utility>
 
-#include <hwy/cache_control.h>
 #include "core/matrix.h"
 
 #include "kernels/lanes-inl.h"
@@ -35,22 +34,32 @@ struct TileTask {
 // registers of sums should be under way; more of them share the loads of weights and of x. Sums, one row of weights and
 // one broadcast have to fit the registers: 32 with AVX-512, 16 with AVX2 (where sixteen lanes take two).
 //   AVX-512: up to 8 rows x 2 panels = 16 sums + 2 + 1; 10 loads for 16 multiply-adds, two loads start a cycle. More
-//   rows would evict each other from the first-level cache: 8 ways, and rows lie multiples of 4 KiB apart.
+//   rows would evict each other from the first-level cache: 8 ways, and rows lie multiples of 4 KiB apart. One row or
+//   two wait for memory, not for sums: four panels are as many streams as the hardware follows well.
 //   AVX2: up to 6 rows x 1 panel = 12 sums + 2 + 1. Three rows x 2 panels would spill, hence 6 sums are enough there.
 inline constexpr std::size_t kMinSums = kRegistersPerLanes == 1 ? 8 : 6;
 inline constexpr std::size_t kMaxTileRows = kRegistersPerLanes == 1 ? 8 : 6;
 inline constexpr std::size_t kMinPanels = kRegistersPerLanes == 1 ? 2 : 1;
+inline constexpr std::size_t kMaxPanels = 4;
 
 /// The panels that a tile of `rows` takes, a power of two.
 constexpr std::size_t PanelsForRows(std::size_t rows) {
   const std::size_t sums = rows * kRegistersPerLanes;
-  return std::max(kMinPanels, std::bit_ceil((kMinSums + sums - 1) / sums));
+  return std::clamp(std::bit_ceil((kMinSums + sums - 1) / sums), kMinPanels, kMaxPanels);
 }
-inline constexpr std::size_t kMaxPanels = PanelsForRows(1);
 
-// Weights are asked for this far ahead of their use. Memory answers after some 100 ns, in which a core streams 4 KiB at
-// 40 GB/s; the hardware alone looks too short a way ahead when several multiply-adds lie between one line and the next.
-inline constexpr std::size_t kPrefetchBytes = 4096;
+// From this many rows on a tile asks for its weights ahead of their use. With fewer, the processor itself runs far
+// enough ahead of its sums, and asking costs: a line that is asked for takes one of the few places that wait for
+// memory.
+inline constexpr std::size_t kAskAheadFromRows = 5;
+// How far ahead: memory answers after some 100 to 200 ns, in which a core streams 4 KiB at 20 to 40 GB/s. Into the
+// second-level cache, since two panels' 4 KiB of weights and eight rows of x are all that the first level holds.
+inline constexpr std::size_t kAskAheadBytes = 4096;
+
+template <std::size_t kRows, std::size_t kFromRows = kAskAheadFromRows>
+HWY_INLINE void AskAhead([[maybe_unused]] const std::byte* weights) {
+  if constexpr (kRows >= kFromRows) __builtin_prefetch(weights + kAskAheadBytes, 0, 2);
+}
 
 template <WeightType kType, std::size_t kRows, std::size_t kPanels>
 HWY_NOINLINE void RunTile(const TileTask& task) {
@@ -71,7 +80,7 @@ HWY_NOINLINE void RunTile(const TileTask& task) {
   const std::size_t stride = task.panel_stride;
   std::size_t offset = 0;
   for (std::size_t k = 0; k < depth; ++k) {
-    MOE_UNROLL for (std::size_t p = 0; p < kPanels; ++p) hwy::Prefetch(panels[p] + offset + kPrefetchBytes);
+    MOE_UNROLL for (std::size_t p = 0; p < kPanels; ++p) AskAhead<kRows>(panels[p] + offset);
     // Whichever is fewer waits in registers, the values of x or the weights.
     if constexpr (kRows <= kPanels) {
       Lanes values[kRows];

@@ -86,6 +86,10 @@ void HistogramBatch::Add(double value) {
 void HistogramBatch::Flush() {
   if (empty_) return;
   static_cast<prometheus::Histogram*>(histogram_.metric_)->ObserveMultiple(counts_, sum_);
+  Discard();
+}
+
+void HistogramBatch::Discard() {
   std::fill(counts_.begin(), counts_.end(), 0);
   sum_ = 0;
   empty_ = true;

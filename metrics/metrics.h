@@ -65,6 +65,8 @@ class HistogramBatch {
   void Add(double value);
   /// Observes what was added since the last time.
   void Flush();
+  /// Forgets it.
+  void Discard();
 
  private:
   Histogram histogram_;

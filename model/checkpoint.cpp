@@ -8,15 +8,14 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
-#include <iomanip>
 #include <set>
 #include <span>
-#include <sstream>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
 #include "core/check.h"
+#include "model/content_hash.h"
 #include "model/json.h"
 
 namespace moe {
@@ -97,27 +96,10 @@ Status CheckFolder(const std::filesystem::path& directory) {
 
 }  // namespace
 
-/// FNV-1a, 64 bits. Any one changed byte changes it, which is all that telling apart two folders of one name needs.
-class Checkpoint::Fingerprint {
- public:
-  /// Lengths are added too, so that two texts do not run into one another.
-  void Add(std::string_view text) {
-    Add(text.size());
-    for (const char c : text) AddByte(static_cast<unsigned char>(c));
-  }
-  void Add(std::uint64_t number) {
-    for (int shift = 0; shift < 64; shift += 8) AddByte(static_cast<unsigned char>(number >> shift));
-  }
-  std::string Hex() const {
-    std::ostringstream out;
-    out << std::hex << std::setw(16) << std::setfill('0') << hash_;
-    return std::move(out).str();
-  }
-
- private:
-  void AddByte(unsigned char byte) { hash_ = (hash_ ^ byte) * 0x100000001b3u; }
-
-  std::uint64_t hash_ = 0xcbf29ce484222325u;
+/// Over the files as they are opened.
+struct Checkpoint::Hashes {
+  ContentHash fingerprint;
+  ContentHash stamp;
 };
 
 MappedTensor::MappedTensor(MappedTensor&& other) noexcept { *this = std::move(other); }
@@ -141,6 +123,7 @@ Checkpoint& Checkpoint::operator=(Checkpoint&& other) noexcept {
   descriptors_.swap(other.descriptors_);
   tensors_.swap(other.tensors_);
   fingerprint_.swap(other.fingerprint_);
+  std::swap(stamp_, other.stamp_);
   std::swap(made_up_, other.made_up_);
   mapped_bytes_.store(other.mapped_bytes_.exchange(mapped_bytes_.load()));
   return *this;
@@ -153,34 +136,35 @@ Checkpoint::~Checkpoint() {
 Result<Checkpoint> Checkpoint::Open(const std::filesystem::path& directory) {
   MOE_RETURN_IF_ERROR(CheckFolder(directory));
   Checkpoint checkpoint;
-  Fingerprint fingerprint;
+  Hashes hashes;
   if (std::error_code error; std::filesystem::exists(directory / "config.json", error)) {
     MOE_ASSIGN_OR_RETURN(const std::string config, ReadSmallFile(directory / "config.json", kMaxConfigBytes));
-    fingerprint.Add(config);
+    hashes.fingerprint.AddText(config);
   }
   std::error_code error;
   if (std::filesystem::exists(directory / kSingleFile, error)) {
-    MOE_RETURN_IF_ERROR(checkpoint.OpenFile(directory, kSingleFile, fingerprint));
+    MOE_RETURN_IF_ERROR(checkpoint.OpenFile(directory, kSingleFile, hashes));
   } else if (std::filesystem::exists(directory / kIndexFile, error)) {
-    MOE_RETURN_IF_ERROR(checkpoint.OpenShards(directory, fingerprint));
+    MOE_RETURN_IF_ERROR(checkpoint.OpenShards(directory, hashes));
   } else {
     return NotFound("model folder ", directory.string(), " has neither ", kSingleFile, " nor ", kIndexFile);
   }
-  checkpoint.fingerprint_ = fingerprint.Hex();
+  checkpoint.fingerprint_ = Hex(hashes.fingerprint.value());
+  checkpoint.stamp_ = hashes.stamp.value();
   return checkpoint;
 }
 
 Checkpoint Checkpoint::MadeUp(std::string_view identity) {
   Checkpoint checkpoint;
-  Fingerprint fingerprint;
-  fingerprint.Add("made up");
-  fingerprint.Add(identity);
-  checkpoint.fingerprint_ = fingerprint.Hex();
+  ContentHash fingerprint;
+  fingerprint.AddText("made up");
+  fingerprint.AddText(identity);
+  checkpoint.fingerprint_ = Hex(fingerprint.value());
   checkpoint.made_up_ = true;
   return checkpoint;
 }
 
-Status Checkpoint::OpenFile(const std::filesystem::path& directory, const std::string& name, Fingerprint& fingerprint) {
+Status Checkpoint::OpenFile(const std::filesystem::path& directory, const std::string& name, Hashes& hashes) {
   // O_NONBLOCK: a pipe of that name must not hang the start; for regular files it means nothing.
   const int descriptor = open((directory / name).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) return InvalidArgument(name, " cannot be opened: ", ErrnoText());
@@ -199,13 +183,17 @@ Status Checkpoint::OpenFile(const std::filesystem::path& directory, const std::s
     const std::string& twice = tensors->begin()->first;
     return InvalidArgument(name, ": tensor ", Printable(twice), " is also in ", files_[tensors_.at(twice).file]);
   }
-  fingerprint.Add(name);
-  fingerprint.Add(file_bytes);
-  fingerprint.Add(*header);
+  for (ContentHash* hash : {&hashes.fingerprint, &hashes.stamp}) {
+    hash->AddText(name);
+    hash->AddNumber(file_bytes);
+    hash->AddText(*header);
+  }
+  hashes.stamp.AddNumber(static_cast<std::uint64_t>(status.st_mtim.tv_sec));
+  hashes.stamp.AddNumber(static_cast<std::uint64_t>(status.st_mtim.tv_nsec));
   return Status::Ok();
 }
 
-Status Checkpoint::OpenShards(const std::filesystem::path& directory, Fingerprint& fingerprint) {
+Status Checkpoint::OpenShards(const std::filesystem::path& directory, Hashes& hashes) {
   MOE_ASSIGN_OR_RETURN(const auto index, ReadIndex(directory / kIndexFile));
   std::set<std::string> shards;
   for (const auto& [tensor, shard] : index) shards.insert(shard);
@@ -217,7 +205,7 @@ Status Checkpoint::OpenShards(const std::filesystem::path& directory, Fingerprin
     if (!std::filesystem::exists(directory / shard, error)) {
       return NotFound(kIndexFile, " names the shard ", Printable(shard), ", which is missing");
     }
-    MOE_RETURN_IF_ERROR(OpenFile(directory, shard, fingerprint));
+    MOE_RETURN_IF_ERROR(OpenFile(directory, shard, hashes));
   }
   for (const auto& [tensor, shard] : index) {
     const auto it = tensors_.find(tensor);

@@ -68,18 +68,22 @@ class Checkpoint {
   /// 16 hex digits over config.json and every file's header and size: the same checkpoint on two machines gives the
   /// same digits. (Not over the data: hashing hundreds of gigabytes at every start would cost more than loading them.)
   const std::string& fingerprint() const { return fingerprint_; }
+  /// A hash over every file's name, size, header and time of last change: of the same files at another time, another
+  /// one where a file was written in between. 0 of a made-up checkpoint.
+  std::uint64_t stamp() const { return stamp_; }
 
  private:
-  class Fingerprint;
+  struct Hashes;
 
   Checkpoint() = default;
-  Status OpenFile(const std::filesystem::path& directory, const std::string& name, Fingerprint& fingerprint);
-  Status OpenShards(const std::filesystem::path& directory, Fingerprint& fingerprint);
+  Status OpenFile(const std::filesystem::path& directory, const std::string& name, Hashes& hashes);
+  Status OpenShards(const std::filesystem::path& directory, Hashes& hashes);
 
   std::vector<std::string> files_;  // names in the folder
   std::vector<int> descriptors_;    // one a file, owned
   std::map<std::string, TensorInfo> tensors_;
   std::string fingerprint_;
+  std::uint64_t stamp_ = 0;
   bool made_up_ = false;
   mutable std::atomic<std::uint64_t> mapped_bytes_ = 0;
 };

@@ -15,6 +15,8 @@ constexpr std::size_t kItemRows = 16;
 // that decoding one sequence keeps several threads busy, and that queries and sums (2 * 16 * 16 * 576 floats) stay in
 // the second-level cache.
 constexpr std::size_t kItemHeads = 16;
+// So many query heads on a KV head fill a tile of the kernels by themselves.
+constexpr std::size_t kHeadsOfTile = 8;
 
 std::size_t Size(int value) { return static_cast<std::size_t>(value); }
 
@@ -63,6 +65,7 @@ CpuAttention::CpuAttention(const Parts& parts, std::size_t max_step_tokens, std:
   for (Scratch& scratch : scratch_) {
     scratch.keys.resize(max_pages);
     scratch.values.resize(max_pages);
+    scratch.visible.reserve(kItemRows);
     scratch.bias = AlignedBuffer<float>(bias_heads * max_pages * kPageTokens);
     scratch.latent = AlignedBuffer<float>(kItemRows * kItemHeads * latent_floats);
   }
@@ -172,20 +175,20 @@ void CpuAttention::StoreHeads(std::size_t layer, KvCache::Use use, const Attenti
   });
 }
 
-CpuAttention::Range CpuAttention::Visible(const AttentionSpec& spec, const StepBatch::Entry& entry, std::size_t row) {
+VisibleRange CpuAttention::Visible(const AttentionSpec& spec, const StepBatch::Entry& entry, std::size_t row) {
   const std::size_t position = entry.first_position + row;
   // Without a causal mask the entry is a whole sequence.
   if (!spec.causal) return {.begin = 0, .end = entry.first_position + entry.rows};
   return {.begin = spec.FirstVisible(position), .end = position + 1};
 }
 
-CpuAttention::Range CpuAttention::VisibleToAll(const AttentionSpec& spec, const Item& item) {
+VisibleRange CpuAttention::VisibleToAll(const AttentionSpec& spec, const Item& item) {
   return {.begin = Visible(spec, *item.entry, item.row).begin,
           .end = Visible(spec, *item.entry, item.row + item.rows - 1).end};
 }
 
 CpuAttention::Window CpuAttention::FindPages(std::size_t layer, KvCache::Use use, const StepBatch::Entry& entry,
-                                             std::size_t kv_head, const Range& visible, Scratch& scratch) {
+                                             std::size_t kv_head, const VisibleRange& visible, Scratch& scratch) {
   const std::vector<PageId>& pages = entry.kv->groups[cache_.group_of(layer, use)].pages;
   const std::size_t first = visible.begin / kPageTokens;
   const std::size_t count = PagesFor(visible.end) - first;
@@ -198,7 +201,8 @@ CpuAttention::Window CpuAttention::FindPages(std::size_t layer, KvCache::Use use
           .values = std::span(scratch.values).first(count)};
 }
 
-AttentionTask CpuAttention::TaskFor(const AttentionSpec& spec, const Window& window, const Range& visible) const {
+AttentionTask CpuAttention::TaskFor(const AttentionSpec& spec, const Window& window,
+                                    const VisibleRange& visible) const {
   return {.type = cache_.type(),
           .key_pages = window.keys,
           .value_pages = window.values,
@@ -209,7 +213,7 @@ AttentionTask CpuAttention::TaskFor(const AttentionSpec& spec, const Window& win
 }
 
 MatrixView<const float> CpuAttention::PositionBias(std::size_t layer, std::size_t position, std::size_t first_head,
-                                                   std::size_t heads, const Window& window, const Range& visible,
+                                                   std::size_t heads, const Window& window, const VisibleRange& visible,
                                                    Scratch& scratch) const {
   const AttentionSpec& spec = config_.layers[layer].attention;
   if (!spec.relative_bias) return {};
@@ -238,15 +242,38 @@ void CpuAttention::AttendHeads(std::size_t layer, const Item& item, std::size_t 
   const std::size_t dim = Size(spec.head_dim);
   const std::size_t head = kv_head * group;
   const std::vector<float>& sinks = weights_.layers[layer].attention.sinks;
-  const Window window = FindPages(layer, KvCache::Use::kSelf, *item.entry, kv_head, VisibleToAll(spec, item), scratch);
+  const VisibleRange seen = VisibleToAll(spec, item);
+  const Window window = FindPages(layer, KvCache::Use::kSelf, *item.entry, kv_head, seen, scratch);
+  if (item.rows > 1 && group < kHeadsOfTile && !spec.relative_bias && sinks.empty()) {
+    AttentionTask task = TaskFor(spec, window, seen);
+    scratch.visible.clear();
+    for (std::size_t r = item.row; r < item.row + item.rows; ++r) {
+      const VisibleRange visible = Visible(spec, *item.entry, r);
+      scratch.visible.push_back({.begin = visible.begin - window.skipped, .end = visible.end - window.skipped});
+    }
+    task.visible = scratch.visible;
+    return AttendAtOnce(task, item, kv_head, spec, queries, out);
+  }
   for (std::size_t r = item.row; r < item.row + item.rows; ++r) {
-    const Range visible = Visible(spec, *item.entry, r);
+    const VisibleRange visible = Visible(spec, *item.entry, r);
     const std::size_t row = item.entry->first_row + r;
     AttentionTask task = TaskFor(spec, window, visible);
     task.queries = {queries.row(row).data() + head * dim, group, dim};
     task.bias = PositionBias(layer, item.entry->first_position + r, head, group, window, visible, scratch);
     if (!sinks.empty()) task.sinks = std::span(sinks).subspan(head, group);
     task.out = {out.row(row).data() + head * dim, group, dim};
+    kernels_.Attention(task);
+  }
+}
+
+void CpuAttention::AttendAtOnce(AttentionTask task, const Item& item, std::size_t kv_head, const AttentionSpec& spec,
+                                MatrixView<const float> queries, MatrixView<float> out) const {
+  const std::size_t group = Size(spec.num_heads / spec.num_kv_heads);
+  const std::size_t dim = Size(spec.head_dim);
+  const std::size_t first = item.entry->first_row + item.row;
+  for (std::size_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+    task.queries = queries.Rows(first, item.rows).Columns(head * dim, dim);
+    task.out = out.Rows(first, item.rows).Columns(head * dim, dim);
     kernels_.Attention(task);
   }
 }
@@ -262,24 +289,16 @@ void CpuAttention::StoreCross(std::size_t layer, MatrixView<const float> key_val
 void CpuAttention::Cross(std::size_t layer, MatrixView<const float> queries, MatrixView<float> out) {
   const AttentionSpec& spec = *config_.layers[layer].cross_attention;
   const std::size_t kv_heads = Size(spec.num_kv_heads);
-  const std::size_t group = Size(spec.num_heads / spec.num_kv_heads);
-  const std::size_t dim = Size(spec.head_dim);
   std::size_t positions = 0;
   for (const StepBatch::Entry& entry : batch_->entries) positions += entry.rows * entry.source_positions;
-  const std::size_t work = positions * Size(spec.num_heads) * dim * 2;
+  const std::size_t work = positions * Size(spec.num_heads * spec.head_dim) * 2;
   ShareOut(pool_, items_.size() * kv_heads, work, [&](std::size_t index, int thread) {
     const Item& item = items_[index / kv_heads];
     const std::size_t kv_head = index % kv_heads;
     Scratch& scratch = scratch_[static_cast<std::size_t>(thread)];
-    const Range visible{.begin = 0, .end = item.entry->source_positions};
+    const VisibleRange visible{.begin = 0, .end = item.entry->source_positions};
     const Window window = FindPages(layer, KvCache::Use::kCross, *item.entry, kv_head, visible, scratch);
-    AttentionTask task = TaskFor(spec, window, visible);
-    for (std::size_t r = item.row; r < item.row + item.rows; ++r) {
-      const std::size_t row = item.entry->first_row + r;
-      task.queries = {queries.row(row).data() + kv_head * group * dim, group, dim};
-      task.out = {out.row(row).data() + kv_head * group * dim, group, dim};
-      kernels_.Attention(task);
-    }
+    AttendAtOnce(TaskFor(spec, window, visible), item, kv_head, spec, queries, out);
   });
 }
 

@@ -47,13 +47,9 @@ class CpuAttention {
   struct Scratch {
     std::vector<const std::byte*> keys;    // pages from the first visible one on
     std::vector<const std::byte*> values;  // the same
+    std::vector<VisibleRange> visible;     // by row of an item
     AlignedBuffer<float> bias;             // (query heads of a KV head, positions)
     AlignedBuffer<float> latent;           // queries, then sums, of a block of rows and heads
-  };
-  /// Positions [begin, end).
-  struct Range {
-    std::size_t begin = 0;
-    std::size_t end = 0;
   };
   /// The pages that an item's rows see, with positions counted from the first of them.
   struct Window {
@@ -62,16 +58,16 @@ class CpuAttention {
     std::span<const std::byte* const> values;
   };
 
-  static Range Visible(const AttentionSpec& spec, const StepBatch::Entry& entry, std::size_t row);
+  static VisibleRange Visible(const AttentionSpec& spec, const StepBatch::Entry& entry, std::size_t row);
   /// From the first position that any row of the item sees to the last.
-  static Range VisibleToAll(const AttentionSpec& spec, const Item& item);
+  static VisibleRange VisibleToAll(const AttentionSpec& spec, const Item& item);
   Window FindPages(std::size_t layer, KvCache::Use use, const StepBatch::Entry& entry, std::size_t kv_head,
-                   const Range& visible, Scratch& scratch);
+                   const VisibleRange& visible, Scratch& scratch);
   /// The task without queries, out, sinks and bias.
-  AttentionTask TaskFor(const AttentionSpec& spec, const Window& window, const Range& visible) const;
+  AttentionTask TaskFor(const AttentionSpec& spec, const Window& window, const VisibleRange& visible) const;
   /// (heads, positions of the window), or empty when the layer has none.
   MatrixView<const float> PositionBias(std::size_t layer, std::size_t position, std::size_t first_head,
-                                       std::size_t heads, const Window& window, const Range& visible,
+                                       std::size_t heads, const Window& window, const VisibleRange& visible,
                                        Scratch& scratch) const;
   /// Multiplications of scores and sums over the whole batch, about.
   std::size_t Work(const AttentionSpec& spec) const;
@@ -90,6 +86,10 @@ class CpuAttention {
                   MatrixView<const float> keys, MatrixView<const float> values);
   void AttendHeads(std::size_t layer, const Item& item, std::size_t kv_head, Scratch& scratch,
                    MatrixView<const float> queries, MatrixView<float> out);
+  /// The query heads of a KV head, one after the other at all positions of the item, which fill a tile as the few heads
+  /// of one position would not. `task` lacks queries and out.
+  void AttendAtOnce(AttentionTask task, const Item& item, std::size_t kv_head, const AttentionSpec& spec,
+                    MatrixView<const float> queries, MatrixView<float> out) const;
 
   // Latent attention.
   void SelfLatent(std::size_t layer, MatrixView<float> projected, MatrixView<float> out);

@@ -71,6 +71,7 @@ class CpuDenseBackend final : public DenseBackend {
               .intermediate = WidestOwnIntermediate(config),
               .type = OwnMlpType(weights_)}),
         cache_(config, options.kv),
+        routing_(options.routing),
         expert_counts_(static_cast<std::size_t>(config.num_experts())) {
     const CpuAttention::Parts parts{
         .config = config_, .weights = weights_, .kernels = kernels_, .pool = pool_, .matmul = matmul_, .cache = cache_};
@@ -161,10 +162,12 @@ class CpuDenseBackend final : public DenseBackend {
     matmul_.Run(y.view, w.gate, w.gate_bias, logits.view);
     const GateSpec& spec = config_.layers[layer].moe->gate;
     const std::size_t per_row = static_cast<std::size_t>(spec.num_experts * (spec.experts_per_token + 10));
+    const StepBatch& batch = batches_[selected_];
     ShareOut(pool_, y.view.rows(), y.view.rows() * per_row, [&](std::size_t row, int) {
       SelectExperts(spec, kernels_, w.correction_bias, logits.view.row(row), ids.row(row), weights.row(row));
+      if (routing_ != nullptr) routing_->Choose(layer, batch.token_ids[row], batch.positions[row], ids.row(row));
     });
-    for (const StepBatch::Entry& entry : batches_[selected_].entries) {
+    for (const StepBatch::Entry& entry : batch.entries) {
       ApplyCapacity(spec, ids.Rows(entry.first_row, entry.rows), expert_counts_,
                     weights.Rows(entry.first_row, entry.rows));
     }
@@ -213,7 +216,8 @@ class CpuDenseBackend final : public DenseBackend {
   CpuMlp mlp_;
   KvCache cache_;
   std::vector<std::unique_ptr<CpuAttention>> attention_;  // by batch: each keeps its rows' angles and items
-  std::vector<std::uint32_t> expert_counts_;              // (num_experts), for gates with a capacity
+  const RoutingOverride* const routing_;
+  std::vector<std::uint32_t> expert_counts_;  // (num_experts), for gates with a capacity
   std::vector<AlignedBuffer<float>> buffers_;
   std::span<const StepBatch> batches_;  // of the stack
   std::size_t selected_ = 0;

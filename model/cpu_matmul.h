@@ -10,6 +10,7 @@
 #include "kernels/kernels.h"
 #include "kernels/panel_bias.h"
 #include "kernels/quantize.h"
+#include "model/quantize_rows.h"
 
 namespace moe {
 
@@ -22,10 +23,9 @@ class CpuMatMul {
   /// y = x W^T (+ bias, when it is not empty).
   void Run(MatrixView<const float> x, const PackedMatrix& w, std::span<const float> bias, MatrixView<float> y) {
     const bool quantized = IsQuantized(w.type());
-    if (quantized) Quantize(x, w.type());
+    if (quantized) QuantizeRows(pool_, kernels_, x, w.type(), quantized_);
     const std::size_t panels = w.panels();
-    // Several items a thread, so that a late one does not make the others wait long.
-    const std::size_t block = std::max<std::size_t>(1, panels / (static_cast<std::size_t>(pool_.threads()) * 4));
+    const std::size_t block = PanelsOfItem(w, x.rows());
     ShareOut(pool_, (panels + block - 1) / block, x.rows() * x.cols() * w.rows(), [&](std::size_t item, int) {
       const std::size_t begin = item * block;
       const std::size_t end = std::min(panels, begin + block);
@@ -40,11 +40,17 @@ class CpuMatMul {
   }
 
  private:
-  void Quantize(MatrixView<const float> x, WeightType type) {
-    quantized_.Shape(x.rows(), x.cols(), type);
-    ShareOut(pool_, x.rows(), x.rows() * x.cols(), [&](std::size_t row, int) {
-      kernels_.QuantizeRow(x.row(row), GroupSize(type), quantized_.Groups(row, 0, x.cols()));
-    });
+  // Small items, so that the thread that ends last is not late by much, whatever else its processor does; but long
+  // against the 100 ns that taking one costs: 256 KiB of weights are about 10 us of a core's share of the memory, and
+  // eight panels are what a tile of one row takes at once. Many rows are long items anyway.
+  std::size_t PanelsOfItem(const PackedMatrix& w, std::size_t rows) const {
+    constexpr std::size_t kItemBytes = std::size_t{256} << 10;
+    constexpr std::size_t kTilePanels = 8;
+    constexpr std::size_t kFewRows = 16;
+    const std::size_t panels = w.panels();
+    const std::size_t shares = static_cast<std::size_t>(pool_.threads()) * (rows > kFewRows ? 4 : 1);
+    const std::size_t bytes = kItemBytes * panels / std::max<std::size_t>(1, w.bytes());
+    return std::clamp<std::size_t>(panels / shares, 1, (bytes + kTilePanels - 1) / kTilePanels * kTilePanels);
   }
 
   ThreadPool& pool_;

@@ -11,6 +11,7 @@
 #include "core/parallel.h"
 #include "kernels/panel_bias.h"
 #include "model/mlp_activation.h"
+#include "model/quantize_rows.h"
 
 namespace moe {
 namespace {
@@ -63,7 +64,7 @@ void CpuMlp::Run(const MlpSpec& spec, std::span<const MlpWeights> mlps, const Gr
                           std::memory_order_relaxed);  // the loop publishes
   if (quantized_) {
     quantized_inner_.Shape(rows.in.rows(), intermediate, limits_.type);
-    QuantizeInputs(rows);
+    QuantizeRows(pool_, kernels_, rows.in, limits_.type, inputs_);
   }
   const std::size_t inner_items = order_.size() * job.inner_tiles;
   const std::size_t work = rows.in.rows() * hidden * (static_cast<std::size_t>(spec.inner_width()) + intermediate);
@@ -82,13 +83,6 @@ void CpuMlp::OrderBySize(const GroupedRows& rows) {
     if (count(m) > 0) order_.push_back(m);
   std::ranges::sort(
       order_, [&](std::uint32_t a, std::uint32_t b) { return count(a) != count(b) ? count(a) > count(b) : a < b; });
-}
-
-void CpuMlp::QuantizeInputs(const GroupedRows& rows) {
-  inputs_.Shape(rows.in.rows(), rows.in.cols(), limits_.type);
-  ShareOut(pool_, rows.in.rows(), rows.in.rows() * rows.in.cols(), [&](std::size_t row, int) {
-    kernels_.QuantizeRow(rows.in.row(row), GroupSize(limits_.type), inputs_.Groups(row, 0, rows.in.cols()));
-  });
 }
 
 // y = rows [begin, begin + count) times the panels of `w` from first_panel on that y has room for, plus their bias.

@@ -53,7 +53,6 @@ class CpuMlp {
     std::size_t outer_tiles = 0;
   };
   void OrderBySize(const GroupedRows& rows);
-  void QuantizeInputs(const GroupedRows& rows);
   void RunInner(const Job& job, std::size_t place, std::size_t tile, int thread);
   void RunOuter(const Job& job, std::size_t place, std::size_t tile);
   void Multiply(const GroupedRows& rows, std::size_t begin, std::size_t count, const PackedMatrix& w,

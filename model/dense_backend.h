@@ -13,6 +13,7 @@
 #include "kernels/kernels.h"
 #include "model/config.h"
 #include "model/kv_cache.h"
+#include "model/routing_override.h"
 #include "model/weights.h"
 
 namespace moe {
@@ -99,10 +100,11 @@ class DenseBackend {
 struct CpuDenseOptions {
   KvPlan kv;
   std::size_t max_step_tokens = 0;
-  std::size_t max_batches = 1;  // of a stack
+  std::size_t max_batches = 1;               // of a stack
+  const RoutingOverride* routing = nullptr;  // takes the gate's place in choosing; null: nothing does
 };
 
-/// `pool`, `kernels` and `config` must outlive the backend.
+/// `pool`, `kernels`, `config` and `options.routing` must outlive the backend.
 std::unique_ptr<DenseBackend> MakeCpuDenseBackend(const ModelConfig& config, DenseWeights weights,
                                                   const Kernels& kernels, ThreadPool& pool, CpuDenseOptions options);
 

@@ -199,7 +199,8 @@ Result<MessageKind> ParseKind(std::span<const std::byte> payload) {
   switch (const auto kind = static_cast<MessageKind>(header.kind)) {
     case MessageKind::kDispatch:
     case MessageKind::kDescribe:
-    case MessageKind::kShutdown: return kind;
+    case MessageKind::kShutdown:
+    case MessageKind::kAssign: return kind;
   }
   return Internal("a message of the unknown kind ", header.kind);
 }
@@ -214,13 +215,17 @@ std::size_t WriteControlReply(std::span<std::byte> buffer) { return WriteReply(b
 Status ParseControlReply(std::span<const std::byte> payload) { return ReadReply(payload).status(); }
 
 std::size_t WriteDescription(std::span<std::byte> buffer, const WorkerDescription& d) {
-  const nlohmann::json json = {{"host", d.host},
+  const nlohmann::json json = {{"protocol", d.protocol},
+                               {"host", d.host},
                                {"pid", d.pid},
                                {"device", d.device},
                                {"kernel_target", d.kernel_target},
                                {"fingerprint", d.fingerprint},
                                {"weight_type", d.weight_type},
                                {"threads", d.threads},
+                               {"free_memory_bytes", d.free_memory_bytes},
+                               {"generation", d.generation},
+                               {"slots", d.slots},
                                {"parameters", d.parameters},
                                {"weight_bytes", d.weight_bytes},
                                {"metrics_address", d.metrics_address},
@@ -235,19 +240,71 @@ Result<WorkerDescription> ParseDescription(std::span<const std::byte> payload) {
   const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) return Internal("a worker's description is not a JSON object: ", text);
   try {
-    return WorkerDescription{.host = json.at("host"),
+    return WorkerDescription{.protocol = json.at("protocol"),
+                             .host = json.at("host"),
                              .pid = json.at("pid"),
                              .device = json.at("device"),
                              .kernel_target = json.at("kernel_target"),
                              .fingerprint = json.at("fingerprint"),
                              .weight_type = json.at("weight_type"),
                              .threads = json.at("threads"),
+                             .free_memory_bytes = json.at("free_memory_bytes"),
+                             .generation = json.at("generation"),
+                             .slots = json.at("slots"),
                              .parameters = json.at("parameters"),
                              .weight_bytes = json.at("weight_bytes"),
                              .metrics_address = json.at("metrics_address"),
                              .control_address = json.at("control_address")};
   } catch (const nlohmann::json::exception& error) {
     return Internal("a worker's description is unusable: ", error.what());
+  }
+}
+
+std::size_t MaxAssignmentBytes(std::size_t layers, std::size_t slots) {
+  // A layer's braces, names and number; a slot's digits and comma; what stands before, with room for the fingerprint.
+  return sizeof(RequestHeader) + 1024 + layers * 48 + slots * 11;
+}
+
+Result<std::size_t> WriteAssignment(std::span<std::byte> buffer, const WorkerAssignment& a) {
+  nlohmann::json layers = nlohmann::json::array();
+  for (const WorkerAssignment::Layer& layer : a.layers)
+    layers.push_back({{"layer", layer.layer}, {"slots", layer.slots}});
+  const nlohmann::json json = {{"worker", a.worker},
+                               {"workers", a.workers},
+                               {"generation", a.generation},
+                               {"fingerprint", a.fingerprint},
+                               {"weight_type", a.weight_type},
+                               {"max_pairs", a.max_pairs},
+                               {"load", a.load},
+                               {"layers", std::move(layers)}};
+  const std::string text = json.dump();
+  const std::size_t bytes = sizeof(RequestHeader) + text.size();
+  if (bytes > buffer.size())
+    return ResourceExhausted("an assignment of ", bytes, " bytes is over the limit of ", buffer.size());
+  WriteControl(buffer, MessageKind::kAssign);
+  std::memcpy(buffer.data() + sizeof(RequestHeader), text.data(), text.size());
+  return bytes;
+}
+
+Result<WorkerAssignment> ParseAssignment(std::span<const std::byte> payload) {
+  MOE_RETURN_IF_ERROR(ReadHeader<RequestHeader>(payload).status());
+  const std::string_view text(reinterpret_cast<const char*>(payload.data() + sizeof(RequestHeader)),
+                              payload.size() - sizeof(RequestHeader));
+  const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) return Internal("an assignment is not a JSON object");
+  try {
+    WorkerAssignment a{.worker = json.at("worker"),
+                       .workers = json.at("workers"),
+                       .generation = json.at("generation"),
+                       .fingerprint = json.at("fingerprint"),
+                       .weight_type = json.at("weight_type"),
+                       .max_pairs = json.at("max_pairs"),
+                       .load = json.at("load")};
+    for (const nlohmann::json& layer : json.at("layers"))
+      a.layers.push_back({.layer = layer.at("layer"), .slots = layer.at("slots")});
+    return a;
+  } catch (const nlohmann::json::exception& error) {
+    return Internal("an assignment is unusable: ", error.what());
   }
 }
 

@@ -24,6 +24,7 @@ enum class MessageKind : std::uint32_t {
   kDispatch = 1,  // rows of one layer for the experts of a worker; answered with one row per pair
   kDescribe = 2,  // who are you, have you loaded; answered with a WorkerDescription
   kShutdown = 3,  // answered, then the worker ends
+  kAssign = 4,    // host this shard; answered with a WorkerDescription once it is loaded, which may take minutes
 };
 
 /// A request to compute `row` with the expert in `slot` of the receiving worker.
@@ -109,8 +110,12 @@ Result<MessageKind> ParseKind(std::span<const std::byte> payload);
 /// Any request may be answered with a failure instead.
 std::size_t WriteFailure(std::span<std::byte> buffer, const Status& status);
 
-/// What a worker says of itself once it has loaded its shard. Travels as JSON: it is read once, by people too.
+/// What the two sides mean by these messages, beyond their form. Compared before a shard is assigned.
+inline constexpr std::uint32_t kDispatchProtocol = 1;
+
+/// What a worker says of itself. Travels as JSON: it is read once, by people too.
 struct WorkerDescription {
+  std::uint32_t protocol = kDispatchProtocol;
   std::string host;
   std::uint64_t pid = 0;
   std::string device;         // "cpu"
@@ -118,6 +123,9 @@ struct WorkerDescription {
   std::string fingerprint;    // of the checkpoint
   std::string weight_type;
   std::uint32_t threads = 0;
+  std::uint64_t free_memory_bytes = 0;
+  std::uint64_t generation = 0;  // of the placement that its shard is of; 0: it has none
+  std::uint64_t slots = 0;       // of all layers
   std::uint64_t parameters = 0;
   std::uint64_t weight_bytes = 0;
   std::string metrics_address;  // empty when off
@@ -130,6 +138,33 @@ Result<WorkerDescription> ParseDescription(std::span<const std::byte> payload);
 /// OK, or the failure that a control request was answered with.
 Status ParseControlReply(std::span<const std::byte> payload);
 std::size_t WriteControlReply(std::span<std::byte> buffer);
+
+/// What a worker is to host, as its router says. Travels as JSON too.
+struct WorkerAssignment {
+  struct Layer {
+    int layer = 0;           // absolute index
+    std::vector<int> slots;  // the expert in each
+
+    bool operator==(const Layer&) const = default;
+  };
+
+  std::uint32_t worker = 0;  // its number
+  std::uint32_t workers = 0;
+  std::uint64_t generation = 0;  // of the placement
+  std::string fingerprint;       // of the checkpoint
+  std::string weight_type;
+  std::uint64_t max_pairs = 0;  // of one dispatch
+  bool load = true;             // else a worker that does not host just this says so, at once
+  std::vector<Layer> layers;    // every sparse one, ascending
+
+  bool operator==(const WorkerAssignment&) const = default;
+};
+
+/// The most that an assignment of so many sparse layers and slots in all takes.
+std::size_t MaxAssignmentBytes(std::size_t layers, std::size_t slots);
+/// RESOURCE_EXHAUSTED when the buffer is too small.
+Result<std::size_t> WriteAssignment(std::span<std::byte> buffer, const WorkerAssignment& assignment);
+Result<WorkerAssignment> ParseAssignment(std::span<const std::byte> payload);
 
 /// Every reply fits in this many bytes more than its rows.
 inline constexpr std::size_t kMaxControlBytes = 64 * 1024;

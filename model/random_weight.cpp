@@ -4,22 +4,15 @@
 #include <cmath>
 #include <string_view>
 
+#include "core/split_mix.h"
+
 namespace moe {
 namespace {
 
-/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every bit of the input moves every bit of the output.
-constexpr std::uint64_t Mix(std::uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
-constexpr std::uint64_t kGolden = 0x9e3779b97f4a7c15u;
-
 std::uint64_t Seed(const TensorSpec& spec) {
-  std::uint64_t seed = Mix(static_cast<std::uint64_t>(spec.slice.expert + 1) * kGolden +
-                           static_cast<std::uint64_t>(spec.slice.first) + 1);
-  for (const char c : spec.name) seed = Mix(seed + kGolden + static_cast<unsigned char>(c));
+  std::uint64_t seed = MixBits(static_cast<std::uint64_t>(spec.slice.expert + 1) * kSplitMixStep +
+                               static_cast<std::uint64_t>(spec.slice.first) + 1);
+  for (const char c : spec.name) seed = MixBits(seed + kSplitMixStep + static_cast<unsigned char>(c));
   return seed;
 }
 
@@ -42,9 +35,9 @@ RandomWeight::RandomWeight(const TensorSpec& spec) : seed_(Seed(spec)) {
 void RandomWeight::ReadRow(std::size_t row, std::span<float> out) const {
   // Sixteen bits a number: four numbers a mix.
   constexpr std::size_t kNumbers = 4;
-  const std::uint64_t counter = seed_ + Mix(row + 1);
+  const std::uint64_t counter = seed_ + MixBits(row + 1);
   for (std::size_t col = 0; col < out.size(); col += kNumbers) {
-    std::uint64_t bits = Mix(counter + (col / kNumbers + 1) * kGolden);
+    std::uint64_t bits = MixBits(counter + (col / kNumbers + 1) * kSplitMixStep);
     for (std::size_t i = col; i < out.size() && i < col + kNumbers; ++i, bits >>= 16) {
       const auto number = static_cast<std::int16_t>(bits & 0xffffu);
       out[i] = center_ + amplitude_ * (static_cast<float>(number) / 32768.0f);

@@ -9,6 +9,7 @@ WeightType HeldType(const TensorSpec& spec, const WeightTypes& types) {
     case TensorRole::kMlpUp:
     case TensorRole::kMlpDown: return types.mlps;
     case TensorRole::kEmbedding:
+    case TensorRole::kPositions:
     case TensorRole::kKvUp: return IsQuantized(types.attention) ? WeightType::kBf16 : types.attention;
     default: return types.attention;
   }

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <functional>
-#include <initializer_list>
 #include <optional>
 #include <span>
 #include <string>
@@ -14,17 +13,26 @@
 #include "model/stored_weight.h"
 #include "model/tensor_check.h"
 #include "model/tensor_specs.h"
+#include "model/weight_cache.h"
 
 namespace moe {
 namespace {
 
-using Roles = std::initializer_list<TensorRole>;
+using Roles = std::vector<TensorRole>;
+
+/// Names of a cache's folders and files, so that a listing has them in order.
+std::string ThreeDigits(int number) {
+  const std::string digits = std::to_string(number);
+  return std::string(3 - std::min<std::size_t>(3, digits.size()), '0') + digits;
+}
+std::string LayerFolder(int layer) { return "layer-" + ThreeDigits(layer) + "/"; }
 
 /// The weights of one layer, expert or of the outside, where they are read from and what they become.
 struct Source {
   const Checkpoint& checkpoint;
-  const WeightTypes& types;
+  const WeightForm& form;
   std::vector<TensorSpec> specs;
+  std::string folder = {};  // of a cache: "layer-003/"
 
   const TensorSpec* Find(TensorRole role, bool bias = false) const {
     const auto it = std::ranges::find_if(specs, [&](const TensorSpec& s) { return s.role == role && s.bias == bias; });
@@ -32,26 +40,38 @@ struct Source {
   }
 };
 
-/// The matrices of `roles` that the model has, one below the other, in `type`. Packed straight from the mappings, which
-/// end here.
-Status LoadMatrixAs(const Source& source, Roles roles, WeightType type, PackedMatrix& out) {
+/// A matrix to be loaded: the matrices of `roles` that the model has, one below the other.
+struct Wanted {
+  Roles roles;
+  PackedMatrix* out = nullptr;
+  std::optional<WeightType> type = {};  // absent: the one that these weights are held in
+
+  /// Without parts where the model has none of them.
+  MatrixRecipe Recipe(const Source& source) const {
+    MatrixRecipe recipe;
+    for (const TensorRole role : roles) {
+      if (const TensorSpec* spec = source.Find(role)) recipe.parts.push_back(*spec);
+    }
+    if (!recipe.parts.empty()) recipe.type = type.value_or(HeldType(recipe.parts.front(), source.form.types));
+    return recipe;
+  }
+};
+
+/// Packed straight from the mappings, which end here.
+Status Pack(const Checkpoint& checkpoint, const MatrixRecipe& recipe, PackedMatrix& out) {
   std::vector<StoredMatrix> parts;
   std::vector<WeightView> views;
-  std::size_t rows = 0;
-  for (const TensorRole role : roles) {
-    const TensorSpec* spec = source.Find(role);
-    if (spec == nullptr) continue;
-    MOE_ASSIGN_OR_RETURN(StoredMatrix part, StoredMatrix::Map(source.checkpoint, *spec));
+  for (const TensorSpec& spec : recipe.parts) {
+    MOE_ASSIGN_OR_RETURN(StoredMatrix part, StoredMatrix::Map(checkpoint, spec));
     if (const auto view = part.plain()) views.push_back(*view);
-    rows += part.rows();
     parts.push_back(std::move(part));
   }
-  if (parts.empty()) return Status::Ok();
   if (views.size() == parts.size()) {
-    out = PackedMatrix::Pack(views, type);
+    out = PackedMatrix::Pack(views, recipe.type);
     return Status::Ok();
   }
-  out = PackedMatrix::Pack(rows, parts.front().cols(), type, [&](std::size_t first, MatrixView<float> block) {
+  const PackedShape shape = recipe.shape();
+  out = PackedMatrix::Pack(shape.rows, shape.cols, recipe.type, [&](std::size_t first, MatrixView<float> block) {
     std::size_t done = 0;
     std::size_t begin = 0;  // of the part among all rows
     for (const StoredMatrix& part : parts) {
@@ -68,18 +88,38 @@ Status LoadMatrixAs(const Source& source, Roles roles, WeightType type, PackedMa
   return Status::Ok();
 }
 
-/// The same in the type that the matrices are held in, which is one.
-Status LoadMatrix(const Source& source, Roles roles, PackedMatrix& out) {
-  for (const TensorRole role : roles) {
-    if (const TensorSpec* spec = source.Find(role)) {
-      return LoadMatrixAs(source, roles, HeldType(*spec, source.types), out);
-    }
+/// All matrices of one unit of a cache, which are held in one type: from there, or packed and kept there.
+Status LoadMatrices(const Source& source, const std::string& unit, const std::vector<Wanted>& all) {
+  std::vector<MatrixRecipe> recipes;
+  std::vector<PackedMatrix*> outs;
+  for (const Wanted& wanted : all) {
+    MatrixRecipe recipe = wanted.Recipe(source);
+    if (recipe.parts.empty()) continue;
+    recipes.push_back(std::move(recipe));
+    outs.push_back(wanted.out);
   }
+  if (recipes.empty()) return Status::Ok();
+  WeightCache* const cache = IsQuantized(recipes.front().type) ? source.form.cache : nullptr;
+  if (cache != nullptr) {
+    std::vector<PackedMatrix> kept = cache->Read(source.folder + unit, recipes);
+    for (std::size_t i = 0; i < kept.size(); ++i) *outs[i] = std::move(kept[i]);
+    if (!kept.empty()) return Status::Ok();
+  }
+  for (std::size_t i = 0; i < recipes.size(); ++i) MOE_RETURN_IF_ERROR(Pack(source.checkpoint, recipes[i], *outs[i]));
+  if (cache != nullptr)
+    cache->Write(source.folder + unit, recipes, std::vector<const PackedMatrix*>(outs.begin(), outs.end()));
   return Status::Ok();
 }
 
+/// One matrix that is never quantized, so that no cache has it.
+Status LoadMatrix(const Source& source, TensorRole role, PackedMatrix& out) {
+  const TensorSpec* const spec = source.Find(role);
+  if (spec == nullptr) return Status::Ok();
+  return Pack(source.checkpoint, {.parts = {*spec}, .type = HeldType(*spec, source.form.types)}, out);
+}
+
 /// The vectors of `roles`, one after the other; those that the model does not have take no room.
-Status LoadVectors(const Source& source, Roles roles, std::vector<float>& out, bool bias = false) {
+Status LoadVectors(const Source& source, const Roles& roles, std::vector<float>& out, bool bias = false) {
   for (const TensorRole role : roles) {
     const TensorSpec* spec = source.Find(role, bias);
     if (spec == nullptr) continue;
@@ -89,8 +129,8 @@ Status LoadVectors(const Source& source, Roles roles, std::vector<float>& out, b
   return Status::Ok();
 }
 
-/// The biases of LoadMatrix's matrices: zeros for one that has none while another has; empty when none has.
-Status LoadBiases(const Source& source, Roles roles, std::vector<float>& out) {
+/// The biases of LoadMatrices' matrices: zeros for one that has none while another has; empty when none has.
+Status LoadBiases(const Source& source, const Roles& roles, std::vector<float>& out) {
   if (std::ranges::none_of(roles, [&](TensorRole role) { return source.Find(role, true) != nullptr; })) {
     return Status::Ok();
   }
@@ -106,10 +146,10 @@ Status LoadBiases(const Source& source, Roles roles, std::vector<float>& out) {
   return Status::Ok();
 }
 
-Status LoadMlp(const Source& source, MlpWeights& out) {
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kMlpGate}, out.gate));
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kMlpUp}, out.up));
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kMlpDown}, out.down));
+Status LoadMlp(const Source& source, const std::string& unit, MlpWeights& out) {
+  MOE_RETURN_IF_ERROR(LoadMatrices(
+      source, unit,
+      {{{TensorRole::kMlpGate}, &out.gate}, {{TensorRole::kMlpUp}, &out.up}, {{TensorRole::kMlpDown}, &out.down}}));
   MOE_RETURN_IF_ERROR(LoadBiases(source, {TensorRole::kMlpGate}, out.gate_bias));
   MOE_RETURN_IF_ERROR(LoadBiases(source, {TensorRole::kMlpUp}, out.up_bias));
   return LoadBiases(source, {TensorRole::kMlpDown}, out.down_bias);
@@ -119,7 +159,7 @@ Status LoadMlp(const Source& source, MlpWeights& out) {
 /// keys are packed transposed.
 Status LoadLatentUp(const Source& source, const AttentionSpec& spec, AttentionWeights& out) {
   const TensorSpec& tensor = *source.Find(TensorRole::kKvUp);
-  const WeightType type = HeldType(tensor, source.types);
+  const WeightType type = HeldType(tensor, source.form.types);
   MOE_ASSIGN_OR_RETURN(const StoredMatrix up, StoredMatrix::Map(source.checkpoint, tensor));
   const auto nope = static_cast<std::size_t>(spec.latent->nope_dim);
   const auto value = static_cast<std::size_t>(spec.latent->value_dim);
@@ -144,36 +184,37 @@ Status LoadAttention(const Source& source, const AttentionSpec& spec, AttentionW
   // Of these, a layer has either its queries whole or their low rank, and either keys and values or their latent.
   const Roles first = {TensorRole::kQueryDown, TensorRole::kQuery, TensorRole::kKey, TensorRole::kValue,
                        TensorRole::kKvDown};
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, first, out.projection));
+  MOE_RETURN_IF_ERROR(LoadMatrices(
+      source, "attention",
+      {{first, &out.projection}, {{TensorRole::kAttentionOut}, &out.out}, {{TensorRole::kQueryUp}, &out.query_up}}));
   MOE_RETURN_IF_ERROR(LoadBiases(source, first, out.projection_bias));
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kQueryNorm}, out.query_norm));
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kKeyNorm}, out.key_norm));
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kSinks}, out.sinks));
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kAttentionOut}, out.out));
   MOE_RETURN_IF_ERROR(LoadBiases(source, {TensorRole::kAttentionOut}, out.out_bias));
   if (!spec.latent) return Status::Ok();
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kQueryDownNorm}, out.query_down_norm));
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kQueryUp}, out.query_up));
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kKvDownNorm}, out.kv_down_norm));
   return LoadLatentUp(source, spec, out);
 }
 
 Status LoadCrossAttention(const Source& source, CrossAttentionWeights& out) {
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kCrossNorm}, out.norm));
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kCrossQuery}, out.query));
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kCrossKey, TensorRole::kCrossValue}, out.key_value));
-  return LoadMatrix(source, {TensorRole::kCrossOut}, out.out);
+  return LoadMatrices(source, "cross",
+                      {{{TensorRole::kCrossQuery}, &out.query},
+                       {{TensorRole::kCrossKey, TensorRole::kCrossValue}, &out.key_value},
+                       {{TensorRole::kCrossOut}, &out.out}});
 }
 
 Status LoadNormsAndFfn(const Source& source, const LayerSpec& spec, LayerWeights& out) {
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kAttentionNorm}, out.attention_norm));
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kFfnNorm}, out.ffn_norm));
   if (spec.cross_attention) MOE_RETURN_IF_ERROR(LoadCrossAttention(source, out.cross.emplace()));
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kRouter}, out.gate));
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, TensorRole::kRouter, out.gate));
   MOE_RETURN_IF_ERROR(LoadBiases(source, {TensorRole::kRouter}, out.gate_bias));
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kCorrectionBias}, out.correction_bias));
-  MOE_RETURN_IF_ERROR(LoadMatrix(source, {TensorRole::kSharedRouter}, out.shared_gate));
-  return LoadMlp(source, out.mlp);
+  MOE_RETURN_IF_ERROR(LoadMatrix(source, TensorRole::kSharedRouter, out.shared_gate));
+  return LoadMlp(source, "mlp", out.mlp);
 }
 
 /// Row-major, converted to `type`.
@@ -211,7 +252,7 @@ Status LoadEmbedding(const ModelConfig& config, const Source& source, DenseWeigh
   if (const auto view = embedding.plain()) {
     MOE_RETURN_IF_ERROR(CheckCopies(config, source.checkpoint, *view));
   }
-  out.embedding_type = HeldType(spec, source.types);
+  out.embedding_type = HeldType(spec, source.form.types);
   out.embedding = ConvertRows(embedding, out.embedding_type);
   MOE_RETURN_IF_ERROR(LoadVectors(source, {TensorRole::kEncoderNorm}, out.encoder_norm));
   return LoadVectors(source, {TensorRole::kFinalNorm}, out.final_norm);
@@ -219,10 +260,9 @@ Status LoadEmbedding(const ModelConfig& config, const Source& source, DenseWeigh
 
 /// The relative biases of a stack, which belong to its first layer.
 Status LoadRelativeBias(const ModelConfig& config, const Checkpoint& checkpoint, int layer, std::vector<float>& out) {
-  const WeightTypes exact;
-  const Source source{checkpoint, exact, LayerTensors(config, layer)};
-  const TensorSpec* spec = source.Find(TensorRole::kRelativeBias);
-  if (spec == nullptr) return Status::Ok();
+  const std::vector<TensorSpec> specs = LayerTensors(config, layer);
+  const auto spec = std::ranges::find(specs, TensorRole::kRelativeBias, &TensorSpec::role);
+  if (spec == specs.end()) return Status::Ok();
   MOE_ASSIGN_OR_RETURN(const StoredMatrix table, StoredMatrix::Map(checkpoint, *spec));
   out.resize(table.rows() * table.cols());
   table.ReadRows(0, MatrixView<float>(out.data(), table.rows(), table.cols()));
@@ -279,17 +319,17 @@ std::uint64_t MlpWeights::bytes() const {
   return gate.bytes() + up.bytes() + down.bytes() + Bytes(gate_bias) + Bytes(up_bias) + Bytes(down_bias);
 }
 
-Result<DenseWeights> LoadDenseWeights(const ModelConfig& config, const Checkpoint& checkpoint, const WeightTypes& types,
+Result<DenseWeights> LoadDenseWeights(const ModelConfig& config, const Checkpoint& checkpoint, const WeightForm& form,
                                       ThreadPool& pool) {
   MOE_RETURN_IF_ERROR(CheckTensors(config, checkpoint).status());
   DenseWeights weights;
   weights.layers.resize(config.layers.size());
-  const Source outer{checkpoint, types, OuterTensors(config)};
+  const Source outer{checkpoint, form, OuterTensors(config)};
   std::vector<Job> jobs;
   jobs.push_back([&] { return LoadEmbedding(config, outer, weights); });
   jobs.push_back([&] {
     const TensorRole role = config.tied_embeddings ? TensorRole::kEmbedding : TensorRole::kHead;
-    return LoadMatrixAs(outer, {role}, types.attention, weights.head);
+    return LoadMatrices(outer, "head", {{{role}, &weights.head, form.types.attention}});
   });
   if (config.has_encoder()) {
     jobs.push_back([&] { return LoadRelativeBias(config, checkpoint, 0, weights.encoder_relative_bias); });
@@ -299,10 +339,11 @@ Result<DenseWeights> LoadDenseWeights(const ModelConfig& config, const Checkpoin
     LayerWeights* layer = &weights.layers[static_cast<std::size_t>(i)];
     const LayerSpec* spec = &config.layers[static_cast<std::size_t>(i)];
     jobs.push_back([&, i, layer, spec] {
-      return LoadAttention({checkpoint, types, LayerTensors(config, i)}, spec->attention, layer->attention);
+      return LoadAttention({checkpoint, form, LayerTensors(config, i), LayerFolder(i)}, spec->attention,
+                           layer->attention);
     });
     jobs.push_back([&, i, layer, spec] {
-      return LoadNormsAndFfn({checkpoint, types, LayerTensors(config, i)}, *spec, *layer);
+      return LoadNormsAndFfn({checkpoint, form, LayerTensors(config, i), LayerFolder(i)}, *spec, *layer);
     });
   }
   MOE_RETURN_IF_ERROR(RunJobs(jobs, pool));
@@ -312,7 +353,7 @@ Result<DenseWeights> LoadDenseWeights(const ModelConfig& config, const Checkpoin
 }
 
 Result<MlpWeights> LoadExpertWeights(const ModelConfig& config, const Checkpoint& checkpoint, int layer, int expert,
-                                     const WeightTypes& types) {
+                                     const WeightForm& form) {
   if (layer < 0 || layer >= config.num_layers() || !config.layers[static_cast<std::size_t>(layer)].moe.has_value()) {
     return InvalidArgument("layer ", layer, " is not a sparse layer of the model");
   }
@@ -321,7 +362,8 @@ Result<MlpWeights> LoadExpertWeights(const ModelConfig& config, const Checkpoint
     return InvalidArgument("expert ", expert, " is not one of the ", num_experts, " experts of layer ", layer);
   }
   MlpWeights weights;
-  MOE_RETURN_IF_ERROR(LoadMlp({checkpoint, types, ExpertTensors(config, layer, expert)}, weights));
+  const Source source{checkpoint, form, ExpertTensors(config, layer, expert), LayerFolder(layer)};
+  MOE_RETURN_IF_ERROR(LoadMlp(source, "expert-" + ThreeDigits(expert), weights));
   return weights;
 }
 

@@ -16,6 +16,8 @@
 
 namespace moe {
 
+class WeightCache;
+
 /// One MLP: an expert, the shared experts, or a dense layer's.
 struct MlpWeights {
   PackedMatrix gate;             // (intermediate, hidden); empty in an MLP that is not gated
@@ -81,12 +83,22 @@ struct DenseWeights {
   std::uint64_t bytes = 0;       // as held in memory
 };
 
+/// What weights become, and where what is quantized of them is kept.
+struct WeightForm {
+  WeightForm(WeightType type) : types(type) {}                                // NOLINT(google-explicit-constructor)
+  WeightForm(const WeightTypes& types_of_parts, WeightCache* kept = nullptr)  // NOLINT(google-explicit-constructor)
+      : types(types_of_parts), cache(kept) {}
+
+  WeightTypes types;
+  WeightCache* cache = nullptr;  // none: everything is made from the checkpoint
+};
+
 /// `pool` packs matrices in parallel.
-Result<DenseWeights> LoadDenseWeights(const ModelConfig& config, const Checkpoint& checkpoint, const WeightTypes& types,
+Result<DenseWeights> LoadDenseWeights(const ModelConfig& config, const Checkpoint& checkpoint, const WeightForm& form,
                                       ThreadPool& pool);
 
-/// One expert of one sparse layer; maps that expert's tensors only.
+/// One expert of one sparse layer; maps that expert's tensors only, and of those that `form.cache` has nothing.
 Result<MlpWeights> LoadExpertWeights(const ModelConfig& config, const Checkpoint& checkpoint, int layer, int expert,
-                                     const WeightTypes& types);
+                                     const WeightForm& form);
 
 }  // namespace moe

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <vector>
 
 namespace moe {
 namespace {
@@ -37,26 +38,78 @@ std::uint64_t SumOfLargest(std::span<const std::uint64_t> tokens, std::size_t co
   return sum;
 }
 
-}  // namespace
-
-double Balancedness(std::span<const std::uint64_t> tokens) {
-  const std::uint64_t sum = Sum(tokens);
-  if (sum == 0) return 1;
-  const double mean = static_cast<double>(sum) / static_cast<double>(tokens.size());
-  return mean / static_cast<double>(*std::max_element(tokens.begin(), tokens.end()));
+template <typename Tokens>
+double BalancednessOf(std::span<const Tokens> tokens) {
+  double sum = 0;
+  double most = 0;
+  for (const Tokens count : tokens) {
+    sum += static_cast<double>(count);
+    most = std::max(most, static_cast<double>(count));
+  }
+  return most == 0 ? 1 : sum / static_cast<double>(tokens.size()) / most;
 }
 
-double NormalizedEntropy(std::span<const std::uint64_t> tokens) {
-  const std::uint64_t sum = Sum(tokens);
+template <typename Tokens>
+double EntropyOf(std::span<const Tokens> tokens) {
+  double sum = 0;
+  for (const Tokens count : tokens) sum += static_cast<double>(count);
   if (sum == 0 || tokens.size() < 2) return 1;
   double entropy = 0;
-  for (const std::uint64_t count : tokens) {
+  for (const Tokens count : tokens) {
     if (count == 0) continue;
-    const double p = static_cast<double>(count) / static_cast<double>(sum);
+    const double p = static_cast<double>(count) / sum;
     entropy -= p * std::log(p);
   }
   return entropy / std::log(static_cast<double>(tokens.size()));
 }
+
+double Mean(std::span<const double> tokens) {
+  return tokens.empty() ? 0 : std::accumulate(tokens.begin(), tokens.end(), 0.0) / static_cast<double>(tokens.size());
+}
+
+}  // namespace
+
+double Balancedness(std::span<const std::uint64_t> tokens) { return BalancednessOf(tokens); }
+double Balancedness(std::span<const double> tokens) { return BalancednessOf(tokens); }
+
+double Imbalance(std::span<const double> tokens) {
+  const double mean = Mean(tokens);
+  return mean == 0 ? 0 : (*std::max_element(tokens.begin(), tokens.end()) - mean) / mean;
+}
+
+double CoefficientOfVariation(std::span<const double> tokens) {
+  const double mean = Mean(tokens);
+  if (mean == 0) return 0;
+  double squares = 0;
+  for (const double x : tokens) squares += (x - mean) * (x - mean);
+  return std::sqrt(squares / static_cast<double>(tokens.size())) / mean;
+}
+
+double JainIndex(std::span<const double> tokens) {
+  double sum = 0;
+  double squares = 0;
+  for (const double x : tokens) {
+    sum += x;
+    squares += x * x;
+  }
+  return squares == 0 ? 1 : sum * sum / (static_cast<double>(tokens.size()) * squares);
+}
+
+double Gini(std::span<const double> tokens) {
+  std::vector<double> ascending(tokens.begin(), tokens.end());
+  std::sort(ascending.begin(), ascending.end());
+  const double n = static_cast<double>(ascending.size());
+  double weighted = 0;
+  double sum = 0;
+  for (std::size_t i = 0; i < ascending.size(); ++i) {
+    weighted += (2 * static_cast<double>(i + 1) - n - 1) * ascending[i];
+    sum += ascending[i];
+  }
+  return sum == 0 ? 0 : weighted / (n * sum);
+}
+
+double NormalizedEntropy(std::span<const std::uint64_t> tokens) { return EntropyOf(tokens); }
+double NormalizedEntropy(std::span<const double> tokens) { return EntropyOf(tokens); }
 
 int DeadExperts(std::span<const std::uint64_t> tokens) {
   if (Sum(tokens) == 0) return 0;

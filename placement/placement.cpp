@@ -89,16 +89,19 @@ Status CheckPlacement(const Placement& placement, const PlacementShape& shape) {
   return Status::Ok();
 }
 
-ReplicaTable::ReplicaTable(const Placement& placement) : num_experts_(static_cast<std::size_t>(placement.num_experts)) {
+ReplicaTable::ReplicaTable(const Placement& placement, const WorkerMask& workers)
+    : num_experts_(static_cast<std::size_t>(placement.num_experts)) {
   offsets_.push_back(0);
   for (const LayerPlacement& layer : placement.layers) {
     for (int expert = 0; expert < placement.num_experts; ++expert) {
       for (std::size_t w = 0; w < layer.slots.size(); ++w) {
+        if (workers[w] == 0) continue;
         const std::vector<int>& slots = layer.slots[w];
         const auto found = std::find(slots.begin(), slots.end(), expert);
         if (found != slots.end())
           slots_.push_back({WorkerId(static_cast<int>(w)), static_cast<std::uint32_t>(found - slots.begin())});
       }
+      complete_ = complete_ && slots_.size() > offsets_.back();
       offsets_.push_back(static_cast<std::uint32_t>(slots_.size()));
     }
   }

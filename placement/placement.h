@@ -9,6 +9,7 @@
 
 #include "core/ids.h"
 #include "core/status.h"
+#include "core/worker_mask.h"
 #include "model/config.h"
 
 namespace moe {
@@ -59,12 +60,17 @@ struct ReplicaSlot {
 /// The placement turned round for the dispatch plan: expert → replicas, in order of worker.
 class ReplicaTable {
  public:
-  explicit ReplicaTable(const Placement& placement);
+  explicit ReplicaTable(const Placement& placement) : ReplicaTable(placement, AllWorkers(placement.workers)) {}
+  /// Of some workers' slots alone. An expert that none of them hosts has no replica.
+  ReplicaTable(const Placement& placement, const WorkerMask& workers);
+  /// Whether every expert of every layer has a replica.
+  bool complete() const { return complete_; }
   /// `sparse_index` counts the sparse layers.
   std::span<const ReplicaSlot> replicas(std::size_t sparse_index, std::size_t expert) const;
 
  private:
   std::size_t num_experts_ = 0;
+  bool complete_ = true;
   std::vector<std::uint32_t> offsets_;  // (sparse layers * experts + 1)
   std::vector<ReplicaSlot> slots_;
 };

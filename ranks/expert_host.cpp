@@ -4,6 +4,8 @@
 #include <utility>
 
 #include "kernels/kernels.h"
+#include "ranks/device_experts.h"
+#include "ranks/rank_device.h"
 
 namespace moe {
 namespace {
@@ -15,33 +17,71 @@ std::size_t WidestExpert(const ModelConfig& config) {
   return static_cast<std::size_t>(widest);
 }
 
+// Of one dispatch.
+std::size_t MaxPairs(const RankSetup& setup) { return setup.exchange.max_tokens * setup.exchange.experts_per_token; }
+
+// With the shard's weights where it computes with them.
+Result<std::unique_ptr<ExpertBackend>> OnDevice(const RankSetup& setup, const ExpertShard& shard) {
+  MOE_ASSIGN_OR_RETURN(
+      std::unique_ptr<ExpertBackend> backend,
+      MakeDeviceExperts(
+          *setup.device, setup,
+          {.rows = MaxPairs(setup), .slots = shard.most_slots(), .intermediate = WidestExpert(setup.config)}));
+  for (const ExpertShard::Layer& layer : shard.layers()) MOE_RETURN_IF_ERROR(backend->Prepare(layer));
+  return backend;
+}
+
+/// Where this rank computes its experts: on the device that it is bound to for that, else on its processors. Where that
+/// was left to us, also if the device does not compute with such weights.
+Result<std::unique_ptr<ExpertBackend>> MakeBackend(const RankSetup& setup, const ExpertShard& shard, ThreadPool& pool) {
+  if (setup.device != nullptr && setup.device->for_experts) {
+    Result<std::unique_ptr<ExpertBackend>> backend = OnDevice(setup, shard);
+    const bool unsuitable = backend.status().code() == StatusCode::kInvalidArgument;
+    if (setup.device->required) {
+      return backend.ok() ? std::move(backend) : backend.status().WithContext("--backend cuda");
+    }
+    if (!unsuitable) return backend;
+  }
+  return MakeCpuExpertBackend(SimdKernels(), pool,
+                              {.rows = MaxPairs(setup),
+                               .mlps = shard.most_slots(),
+                               .hidden = setup.exchange.hidden,
+                               .intermediate = WidestExpert(setup.config),
+                               .type = setup.weight_types.mlps});
+}
+
 }  // namespace
 
-ExpertHost::ExpertHost(const RankSetup& setup, ThreadPool& pool, ExpertShard shard)
-    : hidden_(setup.exchange.hidden),
-      max_pairs_(setup.exchange.max_tokens * setup.exchange.experts_per_token),
+ExpertHost::ExpertHost(const RankSetup& setup, ThreadPool& pool, ExpertShard shard,
+                       std::unique_ptr<ExpertBackend> backend)
+    : pool_(pool),
+      hidden_(setup.exchange.hidden),
+      max_pairs_(MaxPairs(setup)),
       shard_(std::move(shard)),
-      backend_(MakeCpuExpertBackend(SimdKernels(), pool,
-                                    {.rows = max_pairs_,
-                                     .mlps = shard_.most_slots(),
-                                     .hidden = hidden_,
-                                     .intermediate = WidestExpert(setup.config),
-                                     .type = setup.weight_types.mlps})),
+      backend_(std::move(backend)),
       description_(DescribeRank(setup)) {
+  description_.device = std::string(backend_->device());
+  description_.generation = shard_.generation();
+  for (const ExpertShard::Layer& layer : shard_.layers()) description_.slots += layer.experts.size();
   description_.parameters = shard_.parameters();
   description_.weight_bytes = shard_.bytes();
 }
 
-Result<std::unique_ptr<ExpertHost>> ExpertHost::Load(const RankSetup& setup, WorkerId worker, ThreadPool& pool) {
-  MOE_ASSIGN_OR_RETURN(ExpertShard shard, ExpertShard::Load(setup.config, *setup.checkpoint, setup.placement, worker,
-                                                            setup.weight_types, pool));
-  return std::unique_ptr<ExpertHost>(new ExpertHost(setup, pool, std::move(shard)));
+Result<std::unique_ptr<ExpertHost>> ExpertHost::Load(const RankSetup& setup, const Placement& placement,
+                                                     WorkerId worker, ThreadPool& pool) {
+  MOE_ASSIGN_OR_RETURN(ExpertShard shard, ExpertShard::Load(setup.config, *setup.checkpoint, placement, worker,
+                                                            setup.weight_form(), pool));
+  MOE_ASSIGN_OR_RETURN(std::unique_ptr<ExpertBackend> backend, MakeBackend(setup, shard, pool));
+  return std::unique_ptr<ExpertHost>(new ExpertHost(setup, pool, std::move(shard), std::move(backend)));
+}
+
+std::unique_ptr<Worker> ExpertHost::MakeWorker(WorkerTotals& totals, Worker::Observer observer) {
+  return std::make_unique<Worker>(WorkerOptions{.hidden = hidden_, .max_pairs = max_pairs_}, description_, shard_,
+                                  *backend_, pool_, totals, std::move(observer));
 }
 
 Status ExpertHost::Run(WorkerEndpoint& endpoint, Worker::Observer observer) {
-  Worker worker({.hidden = hidden_, .max_pairs = max_pairs_}, description_, shard_, *backend_, totals_,
-                std::move(observer));
-  return worker.Run(endpoint);
+  return MakeWorker(totals_, std::move(observer))->Run(endpoint);
 }
 
 Status ServeExperts(const RankSetup& setup, WorkerId worker, ThreadPool& pool, WorkerEndpoint& endpoint) {

@@ -10,7 +10,8 @@ RankPlace PlaceOf(const MpiWorld& world) {
   return {.topology = {.workers = world.size() - 1, .embedded = false},
           .rank = world.rank(),
           .node_local_rank = world.node_local_rank(),
-          .node_local_size = world.node_local_size()};
+          .node_local_size = world.node_local_size(),
+          .router_is_here = world.bell(Rank(0)) != nullptr};
 }
 
 Result<int> AgreeToStart(MpiWorld& world, std::string_view program, int exit_code, const std::string& failure) {

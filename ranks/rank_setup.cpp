@@ -5,12 +5,15 @@
 
 #include <algorithm>
 #include <array>
+#include <system_error>
 
 #include "core/machine.h"
 #include "kernels/kernels.h"
 #include "model/json.h"
 #include "model/tensor_check.h"
 #include "model/weight_bytes.h"
+#include "placement/loads_file.h"
+#include "placement/placement_problem.h"
 
 namespace moe {
 namespace {
@@ -18,20 +21,10 @@ namespace {
 // The most positions that a context may have where a model sets no limit.
 constexpr std::size_t kMaxContext = std::size_t{1} << 30;
 
-std::vector<int> AllowedProcessors() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  std::vector<int> allowed;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0)
-    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
-      if (CPU_ISSET(static_cast<std::size_t>(cpu), &set)) allowed.push_back(cpu);
-  return allowed;
-}
-
 // Chooses the number of threads, and keeps this process to its own processors where there are enough for all.
 void ArrangeThreads(const RankOptions& options, const RankPlace& place, RankSetup& setup) {
   const std::vector<int> allowed = AllowedProcessors();
-  const int processors = std::max<int>(1, static_cast<int>(allowed.size()));
+  const int processors = static_cast<int>(allowed.size());
   const int share = std::max(1, processors / place.node_local_size);
   setup.threads = options.threads > 0 ? options.threads : share;
   const int wanted = setup.threads * place.node_local_size;
@@ -46,7 +39,24 @@ void ArrangeThreads(const RankOptions& options, const RankPlace& place, RankSetu
   (void)sched_setaffinity(0, sizeof(slice), &slice);
 }
 
-Result<Placement> MakePlacement(const RankOptions& options, const RankSetup& setup) {
+/// By an algorithm that weighs loads, or one that does not.
+Result<Placement> PlaceByAlgorithm(PlacementAlgorithm algorithm, const RankOptions& options,
+                                   const PlacementShape& shape) {
+  PlacementProblem problem{.num_experts = shape.num_experts,
+                           .workers = shape.workers,
+                           .slots = shape.num_experts + shape.redundant_experts,
+                           .loads = UniformLoads(shape.layers, shape.num_experts)};
+  if (!options.loads.empty()) {
+    MOE_ASSIGN_OR_RETURN(problem.loads, ReadLoadsFile(options.loads, shape.layers, shape.num_experts));
+  }
+  Result<Placement> placement = MakePlacement(algorithm, problem);
+  if (!placement.ok())
+    return placement.status().WithContext(
+        Cat("--placement ", options.placement, " --redundant-experts ", shape.redundant_experts));
+  return placement;
+}
+
+Result<Placement> PlaceExperts(const RankOptions& options, const RankSetup& setup) {
   const PlacementShape shape{.num_experts = setup.config.num_experts(),
                              .workers = setup.topology.workers,
                              .layers = setup.config.sparse_layers(),
@@ -55,6 +65,12 @@ Result<Placement> MakePlacement(const RankOptions& options, const RankSetup& set
     if (!placement.ok()) return placement.status().WithContext("--redundant-experts");
     return placement;
   };
+  const std::optional<PlacementAlgorithm> algorithm = ParsePlacementAlgorithm(options.placement);
+  const bool weighs = algorithm == PlacementAlgorithm::kEplb || algorithm == PlacementAlgorithm::kAuto;
+  if (!weighs && !options.loads.empty())
+    return InvalidArgument("--loads ", options.loads.string(), ": --placement ", options.placement,
+                           " does not weigh loads (eplb and auto do)");
+  if (weighs) return PlaceByAlgorithm(*algorithm, options, shape);
   if (options.placement == "linear") return named(LinearPlacement(shape));
   if (options.placement == "round_robin") return named(RoundRobinPlacement(shape));
   if (shape.redundant_experts > 0)
@@ -64,6 +80,19 @@ Result<Placement> MakePlacement(const RankOptions& options, const RankSetup& set
   if (const Status status = CheckPlacement(placement, shape); !status.ok())
     return status.WithContext(Cat("placement file ", options.placement));
   return placement;
+}
+
+/// Where what is quantized of the model is kept, if it is.
+std::unique_ptr<WeightCache> OpenWeightCache(const RankOptions& options, const RankSetup& setup) {
+  const WeightTypes& types = setup.weight_types;
+  if (options.weight_cache == "off" || setup.checkpoint->made_up()) return nullptr;
+  if (!IsQuantized(types.mlps) && !IsQuantized(types.attention)) return nullptr;
+  std::filesystem::path folder = options.model / "moe-cache";
+  if (options.weight_cache != "auto") {
+    std::error_code error;  // the checkpoint was opened in that folder
+    folder = std::filesystem::path(options.weight_cache) / std::filesystem::canonical(options.model, error).filename();
+  }
+  return std::make_unique<WeightCache>(folder, *setup.checkpoint);
 }
 
 /// The config, and the checkpoint or what stands for it.
@@ -83,8 +112,8 @@ Status ReadModel(const RankOptions& options, RankSetup& setup) {
   }
   MOE_ASSIGN_OR_RETURN(const CheckedTensors checked, CheckTensors(setup.config, *setup.checkpoint));
   setup.parameters = CountParameters(setup.config);
-  setup.weight_types = options.weight_type.value_or(checked.exact_type);
-  if (options.attention_weight_type) setup.weight_types.attention = *options.attention_weight_type;
+  setup.weight_types = {options.weight_type.value_or(checked.exact_type), options.attention_weight_type};
+  setup.weight_cache = OpenWeightCache(options, setup);
   return Status::Ok();
 }
 
@@ -128,23 +157,8 @@ MicroBatchChoice::Options ChooseMicroBatches(const RankOptions& options, const R
   return {.most = 2, .measure = true};
 }
 
-}  // namespace
-
-Status CheckTransport(TransportChoice choice, bool several_ranks) {
-  if (choice == TransportChoice::kMpi && !several_ranks)
-    return InvalidArgument("--transport mpi needs mpirun with at least two ranks, a router and a worker; there is one");
-  if (choice == TransportChoice::kInProcess && several_ranks)
-    return InvalidArgument("--transport inprocess is for one process; mpirun started several");
-  return Status::Ok();
-}
-
-Result<RankSetup> PrepareRank(const RankOptions& options, const RankPlace& place) {
-  RankSetup setup{
-      .topology = place.topology, .rank = place.rank, .kv_type = options.kv_type, .load_timeout = options.load_timeout};
-  ArrangeThreads(options, place, setup);
-  MOE_RETURN_IF_ERROR(ReadModel(options, setup));
-  MOE_ASSIGN_OR_RETURN(setup.placement, MakePlacement(options, setup));
-  MOE_RETURN_IF_ERROR(CheckMemory(options, place, setup));
+/// What follows from the model and the options for the exchange.
+void PlanExchange(const RankOptions& options, RankSetup& setup) {
   setup.micro_batches = ChooseMicroBatches(options, setup);
   setup.exchange = {.max_tokens = options.max_step_tokens,
                     .max_micro_batches = static_cast<std::size_t>(setup.micro_batches.most),
@@ -154,7 +168,81 @@ Result<RankSetup> PrepareRank(const RankOptions& options, const RankPlace& place
                     .type = options.exchange_type,
                     .timeout = options.exchange_timeout};
   setup.transport_limits = ExpertExchange::Limits(setup.exchange);
+  setup.transport_limits.payload_checksums = options.wire_checksum;
+}
+
+/// Every rank of a job notes the dial; the router alone needs what it leads to.
+Status ForceRouting(const RankOptions& options, RankSetup& setup) {
+  MOE_ASSIGN_OR_RETURN(setup.routing, ParseRouting(options.routing));
+  if (setup.rank != setup.topology.router()) return Status::Ok();
+  Result<std::shared_ptr<const RoutingOverride>> forced =
+      MakeForcedRouting(setup.routing, options.routing_seed, setup.config);
+  if (!forced.ok()) return forced.status().WithContext("--routing");
+  setup.forced_routing = *std::move(forced);
+  return Status::Ok();
+}
+
+}  // namespace
+
+Status CheckTransport(TransportChoice choice, bool several_ranks) {
+  if (choice == TransportChoice::kMpi && !several_ranks)
+    return InvalidArgument("--transport mpi needs mpirun with at least two ranks, a router and a worker; there is one");
+  if (choice == TransportChoice::kGrpc && !several_ranks)
+    return InvalidArgument(
+        "--transport grpc needs a router and workers: moe_serve router and moe_serve worker, or mpirun with at least "
+        "two ranks; there is one");
+  if (choice == TransportChoice::kNccl && !several_ranks)
+    return InvalidArgument(
+        "--transport nccl needs mpirun with at least two ranks, a router and a worker; there is one");
+  if (choice == TransportChoice::kInProcess && several_ranks)
+    return InvalidArgument("--transport inprocess is for one process; mpirun started several");
+  return Status::Ok();
+}
+
+Status CheckWeightCache(const std::string& choice) {
+  if (choice == "auto" || choice == "off") return Status::Ok();
+  std::error_code error;
+  std::filesystem::create_directories(choice, error);
+  if (!error && access(choice.c_str(), W_OK | X_OK) != 0) error.assign(errno, std::generic_category());
+  if (!error) return Status::Ok();
+  return InvalidArgument("--weight-cache \"", choice,
+                         "\" is not auto, off or a folder that can be written to: ", error.message());
+}
+
+Result<RankSetup> PrepareRank(const RankOptions& options, const RankPlace& place) {
+  RankSetup setup{
+      .topology = place.topology, .rank = place.rank, .kv_type = options.kv_type, .load_timeout = options.load_timeout};
+  ArrangeThreads(options, place, setup);
+  MOE_RETURN_IF_ERROR(ReadModel(options, setup));
+  MOE_ASSIGN_OR_RETURN(setup.placement, PlaceExperts(options, setup));
+  MOE_RETURN_IF_ERROR(CheckMemory(options, place, setup));
+  MOE_RETURN_IF_ERROR(ForceRouting(options, setup));
+  PlanExchange(options, setup);
   return setup;
+}
+
+Result<RankSetup> PrepareFleetWorker(const RankOptions& options) {
+  const RankPlace place{.topology = {.workers = 1, .embedded = false}};
+  RankSetup setup{.topology = place.topology, .rank = place.rank, .load_timeout = options.load_timeout};
+  ArrangeThreads(options, place, setup);
+  MOE_RETURN_IF_ERROR(ReadModel(options, setup));
+  PlanExchange(options, setup);
+  // Routers choose; there is room for any choice.
+  setup.exchange.max_micro_batches = kMaxMicroBatches;
+  setup.transport_limits = ExpertExchange::Limits(setup.exchange);
+  setup.transport_limits.payload_checksums = options.wire_checksum;
+  MakeRoomForAssignments(setup);
+  return setup;
+}
+
+std::size_t AssignmentBytes(const RankSetup& setup) {
+  const std::size_t layers = setup.config.sparse_layers().size();
+  return MaxAssignmentBytes(layers, layers * static_cast<std::size_t>(setup.config.num_experts()));
+}
+
+void MakeRoomForAssignments(RankSetup& setup) {
+  std::size_t& bytes = setup.transport_limits.max_request_bytes;
+  bytes = std::max(bytes, AssignmentBytes(setup));
 }
 
 ThreadPool::Options PoolOptions(const RankSetup& setup) {
@@ -171,7 +259,8 @@ WorkerDescription DescribeRank(const RankSetup& setup) {
           .kernel_target = std::string(SimdKernels().name()),
           .fingerprint = setup.checkpoint->fingerprint(),
           .weight_type = std::string(Name(setup.weight_types.mlps)),
-          .threads = static_cast<std::uint32_t>(setup.threads)};
+          .threads = static_cast<std::uint32_t>(setup.threads),
+          .free_memory_bytes = FreeMemoryBytes()};
 }
 
 }  // namespace moe

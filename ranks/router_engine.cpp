@@ -16,11 +16,36 @@ constexpr std::chrono::seconds kShutdownTimeout{10};
 
 Result<LoadedWeights> LoadRouter(const RankSetup& setup, ThreadPool& pool, Transport& transport) {
   LoadedWeights loaded;
-  MOE_ASSIGN_OR_RETURN(loaded.dense, LoadDenseWeights(setup.config, *setup.checkpoint, setup.weight_types, pool));
+  MOE_ASSIGN_OR_RETURN(loaded.dense, LoadDenseWeights(setup.config, *setup.checkpoint, setup.weight_form(), pool));
   MOE_ASSIGN_OR_RETURN(loaded.workers, DescribeWorkers(transport,
                                                        {.fingerprint = setup.checkpoint->fingerprint(),
                                                         .weight_type = std::string(Name(setup.weight_types.mlps))},
                                                        After(setup.load_timeout)));
+  return loaded;
+}
+
+std::vector<WorkerAssignment> AssignWorkers(const RankSetup& setup) {
+  std::vector<WorkerAssignment> assignments;
+  for (int w = 0; w < setup.topology.workers; ++w) {
+    WorkerAssignment assignment{.worker = static_cast<std::uint32_t>(w),
+                                .workers = static_cast<std::uint32_t>(setup.topology.workers),
+                                .generation = setup.placement.generation,
+                                .fingerprint = setup.checkpoint->fingerprint(),
+                                .weight_type = std::string(Name(setup.weight_types.mlps)),
+                                .max_pairs = setup.exchange.max_tokens * setup.exchange.experts_per_token};
+    for (const LayerPlacement& layer : setup.placement.layers)
+      assignment.layers.push_back({.layer = layer.layer, .slots = layer.slots[static_cast<std::size_t>(w)]});
+    assignments.push_back(std::move(assignment));
+  }
+  return assignments;
+}
+
+Result<LoadedWeights> LoadRouter(const RankSetup& setup, ThreadPool& pool, RemoteFleet& fleet) {
+  LoadedWeights loaded;
+  MOE_RETURN_IF_ERROR(fleet.Start());
+  MOE_ASSIGN_OR_RETURN(loaded.dense, LoadDenseWeights(setup.config, *setup.checkpoint, setup.weight_form(), pool));
+  MOE_RETURN_IF_ERROR(fleet.AwaitWorkers());
+  for (RemoteFleet::WorkerState& worker : fleet.Workers()) loaded.workers.push_back(std::move(worker.description));
   return loaded;
 }
 
@@ -33,11 +58,13 @@ RouterEngine::RouterEngine(Options options, const RankSetup& setup, ThreadPool& 
       backend_(MakeCpuDenseBackend(setup.config, std::move(weights.dense), SimdKernels(), pool,
                                    {.kv = options.kv,
                                     .max_step_tokens = setup.exchange.max_tokens,
-                                    .max_batches = setup.exchange.max_micro_batches})) {
+                                    .max_batches = setup.exchange.max_micro_batches,
+                                    .routing = setup.forced_routing.get()})) {
   if (setup.config.num_experts() > 0)
     exchange_.emplace(setup.exchange, transport, setup.placement, SimdKernels(), pool, observer);
   engine_.emplace(Engine::Options{.max_step_tokens = setup.exchange.max_tokens,
                                   .load_window_steps = options.load_window_steps,
+                                  .load_window_age = options.load_window_age,
                                   .micro_batches = setup.micro_batches,
                                   .on_micro_batches = std::move(options.on_micro_batches)},
                   Engine::Parts{.config = setup.config,

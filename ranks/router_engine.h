@@ -17,6 +17,7 @@
 #include "ranks/rank_setup.h"
 #include "router/engine.h"
 #include "router/expert_exchange.h"
+#include "router/remote_fleet.h"
 #include "transport/transport.h"
 
 namespace moe {
@@ -30,18 +31,26 @@ struct LoadedWeights {
 /// Loads the dense part and waits until every worker has loaded its experts.
 Result<LoadedWeights> LoadRouter(const RankSetup& setup, ThreadPool& pool, Transport& transport);
 
+/// What each worker of a fleet is to host, and who has to be what.
+std::vector<WorkerAssignment> AssignWorkers(const RankSetup& setup);
+/// The same over a fleet, which this starts.
+Result<LoadedWeights> LoadRouter(const RankSetup& setup, ThreadPool& pool, RemoteFleet& fleet);
+
 class RouterEngine {
  public:
   struct Options {
     KvPlan kv;
     std::size_t load_window_steps = 1;
-    MicroBatchChoice::Observer on_micro_batches;  // may be empty; by the thread that steps
+    std::chrono::milliseconds load_window_age{0};  // 0: no limit
+    MicroBatchChoice::Observer on_micro_batches;   // may be empty; by the thread that steps
   };
   /// Everything given by reference, and `observer` if any, outlives the engine.
   RouterEngine(Options options, const RankSetup& setup, ThreadPool& pool, Transport& transport, LoadedWeights weights,
                ExchangeObserver* observer);
 
   Engine& engine() { return *engine_; }
+  /// Null for a model without experts.
+  ExpertExchange* exchange() { return exchange_ ? &*exchange_ : nullptr; }
   KvCache& cache() { return backend_->cache(); }
   /// What this rank computes with.
   const ThreadPool& pool() const { return pool_; }

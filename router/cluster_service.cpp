@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 #include <moe/v1/cluster.grpc.pb.h>
 
+#include "model/json.h"
 #include "placement/figures.h"
 #include "router/inference_messages.h"
 #include "rpc/status_mapping.h"
@@ -37,6 +38,7 @@ v1::ClusterState FixedState(const ClusterSetup& setup) {
   state.set_transport(setup.transport);
   state.set_backend(setup.backend);
   state.set_weight_type(setup.weight_type);
+  state.set_routing(setup.routing);
   state.set_placement_generation(setup.placement.generation);
   WriteParameters(setup.parameters, *state.mutable_parameters());
   v1::RankState& router = *state.add_ranks();
@@ -57,7 +59,8 @@ v1::ClusterState FixedState(const ClusterSetup& setup) {
   return state;
 }
 
-void WriteLoad(const ModelConfig& config, const LoadWindow& window, v1::ClusterState& state) {
+void WriteLoad(const ModelConfig& config, const LoadWindow& window, const RoutingHealth& health,
+               v1::ClusterState& state) {
   const std::vector<int> layers = config.sparse_layers();
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const std::span<const std::uint64_t> tokens = window.layer(i);
@@ -68,8 +71,34 @@ void WriteLoad(const ModelConfig& config, const LoadWindow& window, v1::ClusterS
     load.set_entropy(NormalizedEntropy(tokens));
     load.set_dead_experts(static_cast<std::uint32_t>(DeadExperts(tokens)));
     load.set_collapsed(Collapsed(tokens, config.experts_per_token()));
+    load.set_collapsed_alarm(health.collapsed(i));
+    load.set_dead_experts_alarm(static_cast<std::uint32_t>(health.dead_experts(i)));
   }
   state.set_window_steps(window.steps());
+  state.set_window_seconds(window.seconds());
+}
+
+v1::TraceEnd EndOf(const TraceProgress& progress) {
+  if (progress.recording) return v1::TRACE_END_UNSPECIFIED;
+  if (!progress.failure.ok()) return v1::TRACE_END_FAILED;
+  return progress.end == TraceEnd::kLimit ? v1::TRACE_END_LIMIT : v1::TRACE_END_STOPPED;
+}
+
+void WriteTrace(const TraceProgress& progress, v1::TraceState& state) {
+  state.set_path(progress.path);
+  state.set_recording(progress.recording);
+  state.set_steps(progress.steps);
+  state.set_dropped_steps(progress.dropped);
+  state.set_bytes(progress.bytes);
+  state.set_end(EndOf(progress));
+}
+
+// A client may have a file made on this machine: only one that is new, and that nobody takes for anything else.
+Status CheckTracePath(const std::string& path) {
+  constexpr std::string_view kSuffix = ".moetrace";
+  if (path.size() > kSuffix.size() && path.ends_with(kSuffix) && path.find('\0') == std::string::npos)
+    return Status::Ok();
+  return InvalidArgument("path \"", Printable(path), "\" does not end in ", kSuffix);
 }
 
 void WritePlacement(const Placement& placement, v1::Placement& message) {
@@ -97,10 +126,13 @@ class ClusterService::Impl final : public v1::Cluster::CallbackService {
                                        v1::ClusterState* response) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     *response = fixed_;
+    if (setup_.presence) WritePresence(setup_.presence(), *response);
     response->set_draining(router_.draining());
+    if (setup_.trace != nullptr)
+      if (const auto progress = setup_.trace->progress()) WriteTrace(*progress, *response->mutable_trace());
     // The load belongs to the engine thread, which fills it in between two steps.
     const bool running = router_.OnEngineThread([this, reactor, response] {
-      WriteLoad(config_, router_.engine().load_window(), *response);
+      WriteLoad(config_, router_.engine().load_window(), router_.health(), *response);
       WriteTotals(*response);
       reactor->Finish(grpc::Status::OK);
     });
@@ -116,6 +148,27 @@ class ClusterService::Impl final : public v1::Cluster::CallbackService {
     return reactor;
   }
 
+  grpc::ServerUnaryReactor* StartTrace(grpc::CallbackServerContext* context, const v1::StartTraceRequest* request,
+                                       v1::StartTraceResponse* response) override {
+    if (setup_.trace == nullptr) return v1::Cluster::CallbackService::StartTrace(context, request, response);
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    Status status = CheckTracePath(request->path());
+    if (status.ok()) status = setup_.trace->Begin({.path = request->path(), .limit_bytes = request->limit_bytes()});
+    reactor->Finish(ToGrpc(status));
+    return reactor;
+  }
+
+  grpc::ServerUnaryReactor* StopTrace(grpc::CallbackServerContext* context, const v1::StopTraceRequest* request,
+                                      v1::StopTraceResponse* response) override {
+    if (setup_.trace == nullptr) return v1::Cluster::CallbackService::StopTrace(context, request, response);
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    setup_.trace->End([reactor, response](const Result<TraceProgress>& ended) {
+      if (ended.ok()) WriteTrace(*ended, *response->mutable_trace());
+      reactor->Finish(ToGrpc(ended.status()));
+    });
+    return reactor;
+  }
+
   grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context, const v1::DrainRequest*,
                                   v1::DrainResponse*) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
@@ -125,6 +178,14 @@ class ClusterService::Impl final : public v1::Cluster::CallbackService {
   }
 
  private:
+  void WritePresence(const std::vector<WorkerPresence>& workers, v1::ClusterState& state) const {
+    for (std::size_t w = 0; w < workers.size(); ++w) {
+      v1::RankState& rank = *state.mutable_ranks(static_cast<int>(w) + 1);
+      WriteRank(workers[w].description, setup_.topology.rank(WorkerId(static_cast<int>(w))), rank);
+      rank.set_up(workers[w].up);
+    }
+  }
+
   void WriteTotals(v1::ClusterState& state) const {
     const EngineTotals& totals = router_.engine().totals();
     state.set_steps(totals.steps);

@@ -1,5 +1,5 @@
-// moe.v1.Cluster: who is there, who hosts what, what it carries. This version answers GetCluster, GetPlacement and
-// Drain; the others are UNIMPLEMENTED.
+// moe.v1.Cluster: who is there, who hosts what, what it carries; traces of who went where. This version answers
+// GetCluster, GetPlacement, StartTrace, StopTrace and Drain; the others are UNIMPLEMENTED.
 #pragma once
 
 #include <functional>
@@ -13,6 +13,7 @@
 #include "model/parameter_count.h"
 #include "placement/placement.h"
 #include "router/router.h"
+#include "router/trace_control.h"
 
 namespace grpc {
 class Service;
@@ -20,17 +21,27 @@ class Service;
 
 namespace moe {
 
+/// A worker that may be lost.
+struct WorkerPresence {
+  bool up = true;
+  WorkerDescription description;  // as it said last
+};
+
 /// What does not change while the cluster lives.
 struct ClusterSetup {
   Topology topology;
   std::string transport;
   std::string backend;
   std::string weight_type;
+  std::string routing = "gate";
   ParameterCount parameters;
   Placement placement;
   WorkerDescription router;                // parameters and bytes: its dense part
   std::vector<WorkerDescription> workers;  // by worker
   std::function<void()> drain;             // begins one
+  TraceControl* trace = nullptr;           // null: traces are UNIMPLEMENTED
+  /// By worker, where workers come and go; by any thread. Empty: `workers` are up for as long as the router is.
+  std::function<std::vector<WorkerPresence>()> presence;
 };
 
 class ClusterService {

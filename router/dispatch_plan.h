@@ -30,25 +30,36 @@ class DispatchPlan {
     std::vector<DispatchPair> pairs;    // by token, then in the order of its top-k list
   };
 
-  /// Where the row of (token, j-th expert) comes back.
+  /// Where the row of (token, j-th expert) comes back. No token that is left out has any.
   struct Source {
     std::uint32_t worker = 0;
     std::uint32_t pair = 0;
+  };
+  static constexpr std::uint32_t kNowhere = ~std::uint32_t{0};  // as a source's worker
+
+  /// A token that wants an expert of which no worker has a copy.
+  struct Unserved {
+    std::size_t token = 0;  // of the step
+    std::size_t expert = 0;
   };
 
   /// Some tokens of a layer, which come after `first_token` others of it. Those with none before them begin the layer.
   struct Tokens {
     std::size_t sparse_index = 0;
     std::size_t first_token = 0;
-    MatrixView<const std::int32_t> ids;  // (tokens, k)
-    MatrixView<const float> weights;     // (tokens, k)
+    MatrixView<const std::int32_t> ids;           // (tokens, k)
+    MatrixView<const float> weights;              // (tokens, k)
+    std::span<const std::uint8_t> left_out = {};  // (tokens): 1 for those that nobody waits for; empty: none
   };
   /// A pair of weight 0 adds nothing and is not sent. An expert's rows go to its replicas in turn, so over the layer
-  /// every replica gets as many as any other, give or take one, and the choice depends on this step alone.
+  /// every replica gets as many as any other, give or take one, and the choice depends on this step alone. A token with
+  /// an expert without replica is left out whole.
   void Build(const ReplicaTable& replicas, const Tokens& tokens);
 
   /// Of the tokens given last.
   const Part& part(WorkerId worker) const { return parts_[worker.index()]; }
+  /// Of the tokens given last, ascending; with the first such expert of each.
+  std::span<const Unserved> unserved() const { return unserved_; }
   /// Of a pair that is sent; `token` counts from the first token of the step, and its pairs stay until it is given
   /// again.
   Source source(std::size_t token, std::size_t j) const { return sources_[token * shape_.experts_per_token + j]; }
@@ -56,9 +67,13 @@ class DispatchPlan {
   std::span<const std::uint32_t> expert_tokens() const { return expert_tokens_; }
 
  private:
+  /// Whether the token is to be sent.
+  bool Serves(const ReplicaTable& replicas, const Tokens& tokens, std::size_t token);
+
   const Shape shape_;
   std::vector<Part> parts_;
-  std::vector<Source> sources_;               // (max_tokens, k)
+  std::vector<Source> sources_;  // (max_tokens, k)
+  std::vector<Unserved> unserved_;
   std::vector<std::uint32_t> expert_tokens_;  // (num_experts); also whose replica's turn it is
 };
 

@@ -32,8 +32,8 @@ TransportLimits ExpertExchange::Limits(const Options& options) {
 ExpertExchange::ExpertExchange(Options options, Transport& transport, const Placement& placement,
                                const Kernels& kernels, ThreadPool& pool, ExchangeObserver* observer)
     : options_(options),
-      transport_(transport),
-      generation_(placement.generation),
+      transport_(&transport),
+      placement_(placement),
       replicas_(placement),
       kernels_(kernels),
       pool_(pool),
@@ -42,12 +42,40 @@ ExpertExchange::ExpertExchange(Options options, Transport& transport, const Plac
       flights_(options.max_micro_batches),
       rows_(static_cast<std::size_t>(pool.threads()) * 2 * options.hidden),
       workers_(static_cast<std::size_t>(transport.num_workers())) {
+  for (int w = 0; w < transport.num_workers(); ++w) names_.push_back(Cat("rank ", transport.rank(WorkerId(w))));
   for (Flight& flight : flights_) {
     flight.exchange = transport.MakeExchange();
     flight.request_bytes.resize(workers_.size());
     flight.shapes.resize(workers_.size());
     flight.replies.resize(workers_.size());
   }
+}
+
+void ExpertExchange::Unbind() {
+  for (Flight& flight : flights_) {
+    flight.under_way = false;
+    flight.exchange.reset();
+  }
+  transport_ = nullptr;
+}
+
+void ExpertExchange::Rebind(Transport* transport, const WorkerMask& workers) {
+  Unbind();
+  replicas_ = ReplicaTable(placement_, workers);
+  transport_ = transport;
+  if (transport == nullptr) return;
+  MOE_CHECK(static_cast<std::size_t>(transport->num_workers()) == workers_.size());
+  for (Flight& flight : flights_) flight.exchange = transport->MakeExchange();
+}
+
+Status ExpertExchange::WhyUnserved(std::size_t sparse_index, std::size_t expert) const {
+  const LayerPlacement& layer = placement_.layers[sparse_index];
+  std::string hosts;
+  for (std::size_t w = 0; w < layer.slots.size(); ++w) {
+    if (std::ranges::find(layer.slots[w], static_cast<int>(expert)) == layer.slots[w].end()) continue;
+    hosts += Cat(hosts.empty() ? "" : " and ", names_[w]);
+  }
+  return Unavailable("layer ", layer.layer, " needs expert ", expert, ", which only ", hosts, " could compute: lost");
 }
 
 void ExpertExchange::BeginStep() {
@@ -63,11 +91,18 @@ Status ExpertExchange::Start(const LayerInput& input) {
   plan_.Build(replicas_, {.sparse_index = input.sparse_index,
                           .first_token = input.first_token,
                           .ids = input.ids,
-                          .weights = input.weights});
+                          .weights = input.weights,
+                          .left_out = input.left_out});
   Send(flight);
   flight.sent = Clock::now();
   times_.dispatch += Seconds(flight.sent - begin);
-  MOE_RETURN_IF_ERROR(flight.exchange->Start(flight.request_bytes));
+  flight.asked = std::ranges::any_of(flight.request_bytes, [](std::size_t bytes) { return bytes > 0; });
+  if (flight.asked) {
+    if (Status status = flight.exchange->Start(flight.request_bytes); !status.ok()) {
+      Blame(flight, status);
+      return status;
+    }
+  }
   flight.under_way = true;
   return Status::Ok();
 }
@@ -84,7 +119,12 @@ Status ExpertExchange::Finish(const LayerOutput& output) {
 Status ExpertExchange::Receive(Flight& flight, const LayerOutput& output) {
   const TimePoint begin = Clock::now();
   // Workers answer in order, so a request's time begins when the one before it has been answered.
-  MOE_RETURN_IF_ERROR(flight.exchange->Wait(std::max(flight.sent, received_) + options_.timeout));
+  if (flight.asked) {
+    if (Status status = flight.exchange->Wait(std::max(flight.sent, received_) + options_.timeout); !status.ok()) {
+      Blame(flight, status);
+      return status;
+    }
+  }
   received_ = Clock::now();
   const double wait = Seconds(received_ - begin);
   MOE_ASSIGN_OR_RETURN(const double longest, ReadReplies(flight));
@@ -101,14 +141,24 @@ void ExpertExchange::EndOthers() {
   for (Flight& flight : flights_) {
     if (!flight.under_way) continue;
     flight.under_way = false;
-    if (!flight.exchange->Wait(deadline).ok()) return;  // as good as told: the transport's failure is for good
+    if (flight.asked && !flight.exchange->Wait(deadline).ok())
+      return;  // as good as told: the transport's failure is for good
+  }
+}
+
+void ExpertExchange::Blame(const Flight& flight, const Status& failure) {
+  blame_ = {.workers = NoWorkers(static_cast<int>(workers_.size())),
+            .certain = failure.code() == StatusCode::kDeadlineExceeded};
+  for (std::size_t w = 0; w < workers_.size(); ++w) {
+    const bool answered = flight.exchange->completed_at(WorkerId(static_cast<int>(w))) != TimePoint();
+    blame_.workers[w] = flight.request_bytes[w] > 0 && !answered ? 1 : 0;
   }
 }
 
 DispatchShape ExpertExchange::ShapeFor(std::uint32_t layer, WorkerId worker) const {
   const DispatchPlan::Part& part = plan_.part(worker);
   return {.layer = layer,
-          .generation = generation_,
+          .generation = placement_.generation,
           .rows = static_cast<std::uint32_t>(part.tokens.size()),
           .pairs = static_cast<std::uint32_t>(part.pairs.size()),
           .hidden = static_cast<std::uint32_t>(options_.hidden),
@@ -136,7 +186,10 @@ Result<double> ExpertExchange::ReadReplies(Flight& flight) {
     if (flight.request_bytes[w] == 0) continue;
     const WorkerId worker(static_cast<int>(w));
     Result<DispatchReplyReader> reply = DispatchReplyReader::Parse(flight.exchange->reply(worker), flight.shapes[w]);
-    if (!reply.ok()) return reply.status().WithContext(Cat("rank ", transport_.rank(worker)));
+    if (!reply.ok()) {
+      blame_ = {.workers = OneWorker(static_cast<int>(workers_.size()), worker), .certain = true};
+      return reply.status().WithContext(names_[w]);
+    }
     const double busy = static_cast<double>(reply->busy_ns()) * 1e-9;
     longest = std::max(longest, busy);
     workers_[w].rows += flight.shapes[w].pairs;
@@ -160,6 +213,7 @@ void ExpertExchange::Combine(const Flight& flight, const LayerOutput& output) {
       const float weight = input.weights(token, j);
       if (weight == 0) continue;
       const DispatchPlan::Source source = plan_.source(input.first_token + token, j);
+      if (source.worker == DispatchPlan::kNowhere) continue;  // nobody waits for this token
       flight.replies[source.worker].GetRow(source.pair, row);
       kernels_.AddScaled(input.scales_input ? 1 : weight, row, sum);
     }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "core/aligned_buffer.h"
@@ -12,6 +13,7 @@
 #include "core/matrix.h"
 #include "core/status.h"
 #include "core/thread_pool.h"
+#include "core/worker_mask.h"
 #include "kernels/kernels.h"
 #include "model/dispatch_format.h"
 #include "placement/placement.h"
@@ -41,6 +43,14 @@ class ExchangeObserver {
   virtual void OnExchange(WorkerId worker, double seconds) = 0;
 };
 
+/// Whom a failed exchange was about.
+struct ExchangeBlame {
+  WorkerMask workers;
+  /// They let a deadline pass or answered wrongly. Otherwise a connection broke, and these are all that had not
+  /// answered by then.
+  bool certain = false;
+};
+
 class ExpertExchange {
  public:
   struct Options {
@@ -56,8 +66,17 @@ class ExpertExchange {
   /// The limits that a transport needs for exchanges of this shape.
   static TransportLimits Limits(const Options& options);
 
+  /// Everything given by reference outlives this, but the transport only until the next Rebind.
   ExpertExchange(Options options, Transport& transport, const Placement& placement, const Kernels& kernels,
                  ThreadPool& pool, ExchangeObserver* observer);
+
+  /// How a sentence names the workers; "rank R" until this is called.
+  void NameWorkers(std::vector<std::string> names) { names_ = std::move(names); }
+  /// Goes on over another transport, which must not know more workers, with rows for `workers` alone. Null when there
+  /// is none. Whatever was in flight is given up: the transport before is not touched any more.
+  void Rebind(Transport* transport, const WorkerMask& workers);
+  /// Gives up what is in flight, so that the transport may be destroyed; a Rebind follows.
+  void Unbind();
 
   /// A micro-batch of one layer and where its rows go. `layer` is absolute, `sparse_index` counts the sparse layers.
   /// The micro-batches of a layer are started in their order, each after its own exchange of the layer before.
@@ -66,13 +85,18 @@ class ExpertExchange {
     std::size_t first_token = 0;  // tokens of the layer in the micro-batches before
     std::uint32_t layer = 0;
     std::size_t sparse_index = 0;
-    bool scales_input = false;           // weights have done their work on the experts' inputs
-    MatrixView<const float> in;          // (tokens, hidden)
-    MatrixView<const std::int32_t> ids;  // (tokens, k)
-    MatrixView<const float> weights;     // (tokens, k)
+    bool scales_input = false;                    // weights have done their work on the experts' inputs
+    MatrixView<const float> in;                   // (tokens, hidden)
+    MatrixView<const std::int32_t> ids;           // (tokens, k)
+    MatrixView<const float> weights;              // (tokens, k)
+    std::span<const std::uint8_t> left_out = {};  // (tokens): 1 for those that nobody waits for; empty: none
   };
   /// Sends the rows out. What the views of `input` show must stay until Finish.
   Status Start(const LayerInput& input);
+  /// The tokens of that input which no worker can serve; nothing was sent for them, and nothing will be added to them.
+  std::span<const DispatchPlan::Unserved> unserved() const { return plan_.unserved(); }
+  /// Why: UNAVAILABLE naming the ranks that have the expert.
+  Status WhyUnserved(std::size_t sparse_index, std::size_t expert) const;
   /// What joins the experts' sum on its way into the residual stream.
   struct LayerOutput {
     std::size_t micro_batch = 0;
@@ -81,10 +105,12 @@ class ExpertExchange {
     MatrixView<float> residual;      // (tokens, hidden)
   };
   /// Waits for the micro-batch's rows and combines them: residual += scale * (sum over a token's experts of weight *
-  /// expert(in row), in the order of its top-k list, plus shared), in fp32. After a failure this is done for, the other
-  /// micro-batches too: a late worker may still read the buffers, so it must not run again. What was in flight has
-  /// ended where the workers answer, so that they can be spoken to.
+  /// expert(in row), in the order of its top-k list, plus shared), in fp32. After a failure this is done for until
+  /// Rebind, the other micro-batches too: a late worker may still read the buffers, so it must not run again. What was
+  /// in flight has ended where the workers answer, so that they can be spoken to.
   Status Finish(const LayerOutput& output);
+  /// Of the last failure of Start or Finish.
+  const ExchangeBlame& blame() const { return blame_; }
 
   /// Resets the sums below.
   void BeginStep();
@@ -92,6 +118,7 @@ class ExpertExchange {
   std::span<const WorkerStep> workers() const { return workers_; }
   /// Tokens of each expert in the layer started last, over its micro-batches.
   std::span<const std::uint32_t> expert_tokens() const { return plan_.expert_tokens(); }
+  std::uint64_t placement_generation() const { return placement_.generation; }
 
  private:
   /// One exchange, of a micro-batch.
@@ -99,6 +126,7 @@ class ExpertExchange {
     LayerInput input;
     TimePoint sent;
     bool under_way = false;
+    bool asked = false;  // any worker
     std::unique_ptr<Exchange> exchange;
     std::vector<std::size_t> request_bytes;    // by worker
     std::vector<DispatchShape> shapes;         // by worker
@@ -111,12 +139,14 @@ class ExpertExchange {
   Result<double> ReadReplies(Flight& flight);
   void Combine(const Flight& flight, const LayerOutput& output);
   void EndOthers();
+  void Blame(const Flight& flight, const Status& failure);
   DispatchShape ShapeFor(std::uint32_t layer, WorkerId worker) const;
 
   const Options options_;
-  Transport& transport_;
-  const std::uint64_t generation_;
-  const ReplicaTable replicas_;
+  Transport* transport_;  // null while no worker is there
+  const Placement& placement_;
+  std::vector<std::string> names_;  // by worker
+  ReplicaTable replicas_;
   const Kernels& kernels_;
   ThreadPool& pool_;
   ExchangeObserver* const observer_;
@@ -126,6 +156,7 @@ class ExpertExchange {
   AlignedBuffer<float> rows_;    // (threads, 2, hidden): a reply's row, and the sum
   ExchangeTimes times_;
   std::vector<WorkerStep> workers_;
+  ExchangeBlame blame_;
 };
 
 }  // namespace moe

@@ -16,7 +16,8 @@ Head::Head(Options options, Decoder& decoder, const Kernels& kernels, ThreadPool
 HeadTimes Head::Run(std::span<const Chunk> chunks) {
   HeadTimes times;
   Collect(chunks);
-  for (const Chunk& chunk : chunks) chunk.sequence->computed += chunk.tokens;
+  for (const Chunk& chunk : chunks)
+    if (chunk.sequence->failure.ok()) chunk.sequence->computed += chunk.tokens;
   for (std::size_t begin = 0; begin < wanted_.size(); begin += decoder_.max_logit_rows()) {
     const std::size_t count = std::min(decoder_.max_logit_rows(), wanted_.size() - begin);
     const TimePoint start = Clock::now();
@@ -38,6 +39,10 @@ void Head::Collect(std::span<const Chunk> chunks) {
   std::uint32_t row = 0;
   for (const Chunk& chunk : chunks) {
     Sequence& sequence = *chunk.sequence;
+    if (!sequence.failure.ok()) {
+      row += static_cast<std::uint32_t>(chunk.tokens);
+      continue;
+    }
     const bool score = sequence.request.kind == SequenceKind::kScore;
     const bool complete = chunk.tokens == sequence.remaining();
     for (std::size_t i = 0; i < chunk.tokens; ++i, ++row) {

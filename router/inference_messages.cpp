@@ -90,6 +90,7 @@ void WriteModel(const InferenceSetup& setup, const ModelConfig& config, v1::Mode
   model.set_name(setup.model_name);
   model.set_architecture(config.architecture);
   model.set_weight_type(setup.weight_type);
+  model.set_routing(setup.routing);
   model.set_vocab_size(u32(config.vocab_size));
   model.set_hidden_size(u32(config.hidden));
   model.set_num_layers(u32(config.num_layers()));

@@ -21,6 +21,7 @@ namespace moe {
 struct InferenceSetup {
   std::string model_name;
   std::string weight_type;
+  std::string routing = "gate";
   ParameterCount parameters;
   RequestLimits limits;
   std::uint32_t max_sequences = 0;

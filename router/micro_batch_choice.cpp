@@ -20,28 +20,43 @@ MicroBatchChoice::MicroBatchChoice(Options options, std::size_t max_rows, Observ
 
 // Whether there is anything to choose; fewer rows than micro-batches would be a choice of their own.
 bool MicroBatchChoice::Decides(std::size_t rows) const {
-  return options_.measure && options_.most > 1 && rows >= static_cast<std::size_t>(options_.most);
+  return fixed_ == 0 && options_.measure && options_.most > 1 && rows >= static_cast<std::size_t>(options_.most);
 }
 
 int MicroBatchChoice::Next(std::size_t rows) const {
+  if (fixed_ > 0) return static_cast<int>(std::min(rows, static_cast<std::size_t>(fixed_)));
   if (!options_.measure) return static_cast<int>(std::min(rows, static_cast<std::size_t>(options_.most)));
   if (!Decides(rows)) return 1;
   const SizeClass& size = classes_[ClassOf(rows)];
-  if (size.steps >= trials()) return size.chosen;
+  if (!Tries(rows)) return size.chosen;
   return static_cast<int>(size.steps % static_cast<std::size_t>(options_.most)) + 1;
+}
+
+bool MicroBatchChoice::Tries(std::size_t rows) const {
+  return Decides(rows) && classes_[ClassOf(rows)].steps < trials();
+}
+
+void MicroBatchChoice::DecideOnce() {
+  once_ = true;
+  std::ranges::fill(classes_, SizeClass{});
+}
+
+void MicroBatchChoice::Fix(int count) {
+  MOE_CHECK(count >= 1 && count <= options_.most);
+  fixed_ = count;
 }
 
 void MicroBatchChoice::Note(std::size_t rows, int count, double seconds) {
   if (!Decides(rows)) return;
   const std::size_t index = ClassOf(rows);
   SizeClass& size = classes_[index];
-  if (size.steps < trials()) {
+  if (Tries(rows)) {
     size.row_seconds[static_cast<std::size_t>(count - 1)][size.steps / static_cast<std::size_t>(options_.most)] =
         seconds / static_cast<double>(rows);
   }
   ++size.steps;
   if (size.steps == trials()) Decide(index);
-  if (size.steps == trials() + kKept) size.steps = 0;
+  if (size.steps == trials() + kKept && !once_) size.steps = 0;
 }
 
 void MicroBatchChoice::Decide(std::size_t index) {

@@ -45,8 +45,14 @@ class MicroBatchChoice {
 
   /// For a step of so many rows; at most as many.
   int Next(std::size_t rows) const;
+  /// Whether a step of so many rows would be a trial.
+  bool Tries(std::size_t rows) const;
   /// A step of so many rows took `seconds` in that many micro-batches, which Next has said.
   void Note(std::size_t rows, int count, double seconds);
+  /// Forgets all choices; from now on, what a class's trials choose is kept for good.
+  void DecideOnce();
+  /// From now on always `count`, at most options.most; nothing is tried.
+  void Fix(int count);
 
  private:
   struct SizeClass {
@@ -62,6 +68,8 @@ class MicroBatchChoice {
 
   const Options options_;
   const Observer observer_;
+  bool once_ = false;
+  int fixed_ = 0;                   // 0: not
   std::vector<SizeClass> classes_;  // by the bits of the number of rows
 };
 

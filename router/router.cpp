@@ -11,8 +11,15 @@ constexpr auto kWindowInterval = std::chrono::milliseconds(250);
 
 }  // namespace
 
-Router::Router(Options options, Engine& engine, KvCache& cache, RouterMetrics& metrics)
-    : options_(options), engine_(engine), cache_(cache), metrics_(metrics), scheduler_(options.limits, cache) {}
+Router::Router(Options options, Engine& engine, KvCache& cache, RouterMetrics& metrics, StepRecovery* recovery)
+    : options_(std::move(options)),
+      engine_(engine),
+      cache_(cache),
+      metrics_(metrics),
+      recovery_(recovery),
+      scheduler_(options_.limits, cache),
+      health_(engine.config().sparse_layers().size(), static_cast<std::size_t>(engine.config().num_experts()),
+              engine.config().experts_per_token()) {}
 
 Status Router::Submit(std::vector<std::unique_ptr<Sequence>> batch) {
   const std::size_t count = batch.size();
@@ -130,9 +137,32 @@ bool Router::TakeIn() {
   return go_on;
 }
 
+Result<bool> Router::RunStep(std::span<const Chunk> chunks) {
+  for (int retries = 0;; ++retries) {
+    Status status = engine_.Step(chunks);
+    if (status.ok()) return true;
+    metrics_.OnStepFailed();
+    if (recovery_ == nullptr) return status;
+    const Status recovered = recovery_->Recover(status);
+    if (recovered.ok() && retries < recovery_->max_retries()) {
+      metrics_.OnStepRetried();
+      continue;
+    }
+    // What waits may have better luck.
+    const Status why = recovered.ok() ? std::move(status) : recovered;
+    for (const Chunk& chunk : chunks) chunk.sequence->failure = Unavailable(why.message());
+    return false;
+  }
+}
+
 Status Router::Step() {
+  if (recovery_ != nullptr) recovery_->BeforeStep();
   const std::span<const Chunk> chunks = scheduler_.Schedule();
-  MOE_RETURN_IF_ERROR(engine_.Step(chunks));
+  MOE_ASSIGN_OR_RETURN(const bool ran, RunStep(chunks));
+  if (!ran) {
+    RetireEnded();
+    return Status::Ok();
+  }
   // Metrics first: whoever has got a token finds it counted.
   const TimePoint now = Clock::now();
   for (const Chunk& chunk : chunks) NoteToken(*chunk.sequence, now);
@@ -142,9 +172,16 @@ Status Router::Step() {
   // Now and then, and before the router falls idle: then the figures stand for as long as nobody calls.
   if (now - window_published_ >= kWindowInterval || scheduler_.running() == 0) {
     window_published_ = now;
-    metrics_.OnWindow(engine_.load_window());
+    ShowWindow();
   }
   return Status::Ok();
+}
+
+void Router::ShowWindow() {
+  const std::span<const RoutingHealth::Change> changes = health_.Update(engine_.load_window());
+  metrics_.OnWindow(engine_.load_window(), health_);
+  if (!options_.on_health) return;
+  for (const RoutingHealth::Change& change : changes) options_.on_health(change);
 }
 
 void Router::NoteToken(Sequence& sequence, TimePoint now) {
@@ -169,6 +206,12 @@ void Router::Publish(Sequence& sequence) {
 void Router::RetireEnded() {
   scheduler_.Retire([this](Sequence& sequence) {
     const SequenceRequest& request = sequence.request;
+    if (!sequence.failure.ok() && !sequence.output->cancelled()) {
+      // A failure long before a drain is no failure of it.
+      if (draining() && failed_++ == 0) failure_ = sequence.failure;
+      End(sequence, FinishKind::kFailed, sequence.failure);
+      return true;
+    }
     if (request.kind == SequenceKind::kScore) {
       if (sequence.computed == request.prompt.size()) {
         End(sequence, FinishKind::kStop, Status::Ok());

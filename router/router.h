@@ -12,10 +12,12 @@
 #include "core/clock.h"
 #include "core/status.h"
 #include "model/kv_cache.h"
+#include "placement/routing_health.h"
 #include "router/engine.h"
 #include "router/router_metrics.h"
 #include "router/scheduler.h"
 #include "router/sequence.h"
+#include "router/step_recovery.h"
 
 namespace moe {
 
@@ -25,8 +27,10 @@ class Router {
     SchedulerLimits limits;
     std::size_t max_queued = 0;  // sequences waiting
     std::chrono::milliseconds drain_timeout{0};
+    std::function<void(const RoutingHealth::Change&)> on_health;  // may be empty; by the engine thread
   };
-  Router(Options options, Engine& engine, KvCache& cache, RouterMetrics& metrics);
+  /// Without `recovery`, a step that fails ends everything that was accepted, and the router.
+  Router(Options options, Engine& engine, KvCache& cache, RouterMetrics& metrics, StepRecovery* recovery = nullptr);
 
   // --- by any thread
 
@@ -50,12 +54,15 @@ class Router {
 
   const Engine& engine() const { return engine_; }
   const Scheduler& scheduler() const { return scheduler_; }
+  const RoutingHealth& health() const { return health_; }
 
  private:
   /// Moves what service threads left into the scheduler; waits for something when nothing runs. False to end.
   bool TakeIn();
   void Admit();
   Status Step();
+  /// The engine's step, again where that helps. False when it does not: then the step's own sequences cannot go on.
+  Result<bool> RunStep(std::span<const Chunk> chunks);
   /// Notes when a sequence's token came, before anybody hears of it.
   void NoteToken(Sequence& sequence, TimePoint now);
   /// Shows what a step brought for one sequence; whether it has ended is RetireEnded's business.
@@ -65,12 +72,16 @@ class Router {
   void FailAll(const Status& failure);
   void End(Sequence& sequence, FinishKind finish, Status status);
   QueueState queue_state() const;
+  /// Brings what is said about the sliding window up to date.
+  void ShowWindow();
 
   const Options options_;
   Engine& engine_;
   KvCache& cache_;
   RouterMetrics& metrics_;
+  StepRecovery* const recovery_;
   Scheduler scheduler_;
+  RoutingHealth health_;
   TimePoint window_published_{};
   std::size_t failed_ = 0;  // sequences that did not finish
   Status failure_;          // the first reason

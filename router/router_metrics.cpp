@@ -37,6 +37,7 @@ RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegi
     : experts_per_token_(setup.config.experts_per_token()),
       num_experts_(static_cast<std::size_t>(setup.config.num_experts())),
       steps_(r.AddCounter("moe_steps_total", "Engine steps.")),
+      step_retries_(r.AddCounter("moe_step_retries_total", "Steps run again because a worker was lost.")),
       micro_batches_(r.AddCounter("moe_step_micro_batches_total",
                                   "Micro-batches that steps were cut into; over moe_steps_total, their mean.")),
       touched_(r.AddCounter("moe_step_touched_parameters_total",
@@ -47,6 +48,13 @@ RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegi
       cancelled_(Outcome(r, "cancelled")),
       rejected_(Outcome(r, "rejected")),
       failed_(Outcome(r, "failed")),
+      trace_steps_(r.AddCounter("moe_trace_steps_total", "Steps recorded in routing traces.")),
+      trace_dropped_(r.AddCounter("moe_trace_dropped_steps_total",
+                                  "Steps left out of routing traces because the disk did not keep up.")),
+      trace_bytes_(r.AddCounter("moe_trace_bytes_total", "Bytes written to routing traces.")),
+      trace_recording_(r.AddGauge("moe_trace_recording", "1 while a routing trace is recorded.")),
+      window_steps_(r.AddGauge("moe_load_window_steps", "Steps that the figures of layers cover.")),
+      window_seconds_(r.AddGauge("moe_load_window_seconds", "Time that the figures of layers cover.")),
       running_(r.AddGauge("moe_requests_running", "Sequences that hold KV pages.")),
       waiting_(r.AddGauge("moe_requests_waiting", "Sequences accepted and not running yet.")),
       kv_used_(r.AddGauge("moe_kv_tokens_used", "Token positions of the KV pages that running sequences hold.")),
@@ -66,6 +74,9 @@ RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegi
   AddParameters(r, setup.parameters);
   r.AddGauge("moe_kv_tokens_capacity", "Token positions of all KV pages.")
       .Set(static_cast<double>(setup.kv_tokens_capacity));
+  r.AddGauge("moe_routing_info", "1; what chooses the experts: the model's gate, or synthetic routing.",
+             {{"routing", setup.routing}})
+      .Set(1);
   r.AddGauge("moe_placement_generation", "Placement in force.").Set(static_cast<double>(setup.placement_generation));
   // Nothing migrates in this version; the series are there so that a dashboard shows zero and not a gap.
   for (const char* outcome : {"finished", "failed"})
@@ -82,7 +93,10 @@ RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegi
         {.balancedness = r.AddGauge("moe_layer_balancedness", "Mean over maximum of an expert's tokens.", labels),
          .entropy = r.AddGauge("moe_layer_entropy", "Normalised entropy of the experts' shares.", labels),
          .dead = r.AddGauge("moe_layer_dead_experts", "Experts without a token in the window.", labels),
-         .collapsed = r.AddGauge("moe_layer_collapsed", "1 when routing uses a small part of the experts.", labels)});
+         .collapsed = r.AddGauge("moe_layer_collapsed", "1 when routing uses a small part of the experts.", labels),
+         .dead_alarm = r.AddGauge("moe_layer_dead_experts_alarm", "Dead experts, held until they surely live.", labels),
+         .collapsed_alarm =
+             r.AddGauge("moe_layer_collapsed_alarm", "1 when a layer collapsed, held until that is over.", labels)});
     layers_.back().balancedness.Set(1);  // without load, as the figures' definitions say
     layers_.back().entropy.Set(1);
     if (experts == nullptr) continue;
@@ -97,6 +111,7 @@ RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegi
     ranks_.push_back(
         {.rows = r.AddCounter("moe_rank_rows_total", "Expert rows computed by a rank.", labels),
          .busy = r.AddCounter("moe_rank_busy_seconds_total", "Time that a rank spent on dispatches.", labels),
+         .returns = r.AddCounter("moe_worker_returns_total", "Times that a lost worker came back.", labels),
          .up = r.AddGauge("moe_worker_up", "1 while a worker answers.", labels),
          .exchange = {r.AddHistogram("moe_exchange_seconds", "From dispatch to a worker's reply.", ExchangeBuckets(),
                                      {{"rank", rank}, {"transport", std::string(setup.transport->name())}}),
@@ -133,14 +148,24 @@ void RouterMetrics::OnStep(const StepReport& report) {
   for (std::size_t e = 0; e < num_experts_; ++e) expert_tokens_[e].Add(static_cast<double>(expert_sums_[e]));
 }
 
-void RouterMetrics::OnWindow(const LoadWindow& window) {
+void RouterMetrics::OnWindow(const LoadWindow& window, const RoutingHealth& health) {
+  window_steps_.Set(static_cast<double>(window.steps()));
+  window_seconds_.Set(window.seconds());
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const std::span<const std::uint64_t> tokens = window.layer(i);
     layers_[i].balancedness.Set(Balancedness(tokens));
     layers_[i].entropy.Set(NormalizedEntropy(tokens));
     layers_[i].dead.Set(DeadExperts(tokens));
     layers_[i].collapsed.Set(Collapsed(tokens, experts_per_token_) ? 1 : 0);
+    layers_[i].dead_alarm.Set(health.dead_experts(i));
+    layers_[i].collapsed_alarm.Set(health.collapsed(i) ? 1 : 0);
   }
+}
+
+void RouterMetrics::OnTraced(std::uint64_t steps, std::uint64_t dropped, std::uint64_t bytes) const {
+  trace_steps_.Add(static_cast<double>(steps));
+  trace_dropped_.Add(static_cast<double>(dropped));
+  trace_bytes_.Add(static_cast<double>(bytes));
 }
 
 void RouterMetrics::OnQueue(const QueueState& state) {
@@ -151,6 +176,16 @@ void RouterMetrics::OnQueue(const QueueState& state) {
 
 void RouterMetrics::OnWorkersDown() {
   for (const RankSeries& rank : ranks_) rank.up.Set(0);
+}
+
+void RouterMetrics::OnWorker(WorkerId worker, bool up) {
+  const RankSeries& rank = ranks_[worker.index()];
+  rank.up.Set(up ? 1 : 0);
+  if (up) rank.returns.Add();
+}
+
+void RouterMetrics::OnStepFailed() {
+  for (RankSeries& rank : ranks_) rank.exchange.Discard();
 }
 
 void RouterMetrics::OnFinish(const SequenceResult& result, SequenceKind kind, std::size_t generated) {

@@ -3,12 +3,14 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "metrics/metrics.h"
 #include "model/config.h"
 #include "model/parameter_count.h"
 #include "placement/load_window.h"
+#include "placement/routing_health.h"
 #include "router/engine.h"
 #include "router/expert_exchange.h"
 #include "router/sequence.h"
@@ -30,6 +32,7 @@ class RouterMetrics final : public ExchangeObserver {
     const Transport* transport = nullptr;  // null for a model without experts
     std::uint64_t placement_generation = 0;
     std::size_t kv_tokens_capacity = 0;
+    std::string routing = "gate";
   };
   /// `experts`, when not null, gets the metrics of /metrics/experts.
   RouterMetrics(const Setup& setup, MetricsRegistry& registry, MetricsRegistry* experts);
@@ -37,13 +40,22 @@ class RouterMetrics final : public ExchangeObserver {
   // By the engine thread.
   void OnExchange(WorkerId worker, double seconds) override;
   void OnStep(const StepReport& report);
-  void OnWindow(const LoadWindow& window);
+  void OnWindow(const LoadWindow& window, const RoutingHealth& health);
   void OnQueue(const QueueState& state);
   void OnWorkersDown();
+  void OnWorker(WorkerId worker, bool up);
+  /// Forgets what the attempt has observed.
+  void OnStepFailed();
+  void OnStepRetried() { step_retries_.Add(); }
   /// `generated`: tokens that came out of the sequence.
   void OnFinish(const SequenceResult& result, SequenceKind kind, std::size_t generated);
   /// Seconds between the last two tokens of a sequence; shown with the step.
   void OnInterToken(double seconds) { inter_token_seconds_.Add(seconds); }
+
+  // By a trace's own thread, and whoever starts one.
+  void OnTraceStarted() const { trace_recording_.Set(1); }
+  void OnTraceEnded() const { trace_recording_.Set(0); }
+  void OnTraced(std::uint64_t steps, std::uint64_t dropped, std::uint64_t bytes) const;
 
   // By service threads.
   void OnRejected(std::size_t sequences) const;
@@ -52,10 +64,10 @@ class RouterMetrics final : public ExchangeObserver {
 
  private:
   struct LayerGauges {
-    Gauge balancedness, entropy, dead, collapsed;
+    Gauge balancedness, entropy, dead, collapsed, dead_alarm, collapsed_alarm;
   };
   struct RankSeries {
-    Counter rows, busy;
+    Counter rows, busy, returns;
     Gauge up;
     HistogramBatch exchange;
   };
@@ -63,8 +75,10 @@ class RouterMetrics final : public ExchangeObserver {
   const int experts_per_token_;
   const std::size_t num_experts_;
 
-  Counter steps_, micro_batches_, touched_, prompt_tokens_, generated_tokens_;
+  Counter steps_, step_retries_, micro_batches_, touched_, prompt_tokens_, generated_tokens_;
   Counter finished_, cancelled_, rejected_, failed_;
+  Counter trace_steps_, trace_dropped_, trace_bytes_;
+  Gauge trace_recording_, window_steps_, window_seconds_;
   Gauge running_, waiting_, kv_used_;
   Histogram step_seconds_, batch_tokens_;
   Histogram queue_seconds_, first_token_seconds_, per_token_seconds_, e2e_seconds_;

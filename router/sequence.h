@@ -132,9 +132,13 @@ struct Sequence {
   bool encoded = false;                 // the encoder has run, or there is nothing to encode
   std::size_t computed = 0;             // positions in the cache
   std::unique_ptr<TokenCounts> counts;  // when penalties need it
-  std::vector<bool> experts_used;       // (sparse layers, experts)
-  SequenceResult result;                // grows while it runs
-  std::uint64_t turn = 0;               // the scheduler's: when it was admitted or last had a place in a step
+  // Of the step that is computed now, which may fail and be run again: the second time marks the same experts.
+  std::vector<bool> experts_used;  // (sparse layers, experts)
+  std::size_t num_experts_used = 0;
+  std::uint64_t step_expert_rows = 0;
+  SequenceResult result;   // grows while it runs, with every step that succeeds
+  Status failure;          // why it cannot go on, once that is so; then the next retirement ends it
+  std::uint64_t turn = 0;  // the scheduler's: when it was admitted or last had a place in a step
 
   TimePoint arrived;
   TimePoint admitted;

@@ -11,15 +11,17 @@ Status Ask(Transport& transport, Exchange& exchange, MessageKind kind, Deadline 
   return exchange.Wait(deadline);
 }
 
+}  // namespace
+
 Status CheckWorker(const WorkerDescription& worker, const FleetExpectation& expected) {
+  if (worker.protocol != kDispatchProtocol)
+    return InvalidArgument("it speaks protocol version ", worker.protocol, ", the router ", kDispatchProtocol);
   if (worker.fingerprint != expected.fingerprint)
     return InvalidArgument("it serves the checkpoint ", worker.fingerprint, ", the router ", expected.fingerprint);
   if (worker.weight_type != expected.weight_type)
     return InvalidArgument("its weight type is ", worker.weight_type, ", the router's ", expected.weight_type);
   return Status::Ok();
 }
-
-}  // namespace
 
 Result<std::vector<WorkerDescription>> DescribeWorkers(Transport& transport, const FleetExpectation& expected,
                                                        Deadline deadline) {

@@ -17,6 +17,9 @@ struct FleetExpectation {
   std::string weight_type;
 };
 
+/// INVALID_ARGUMENT naming what differs.
+Status CheckWorker(const WorkerDescription& worker, const FleetExpectation& expected);
+
 /// Asks every worker who it is and waits until all have loaded. The failure of the lowest rank that has one, with
 /// "rank R: " before it; or the difference from what is expected, named. Kernel targets may differ between workers:
 /// every weight type of this version gives the same bits on all of them.

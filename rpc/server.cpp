@@ -36,8 +36,13 @@ RpcServer::~RpcServer() { Shutdown(std::chrono::milliseconds(0)); }
 
 Result<std::unique_ptr<RpcServer>> RpcServer::Start(const RpcServerOptions& options,
                                                     std::span<grpc::Service* const> services) {
-  MOE_ASSIGN_OR_RETURN(const ListenAddress address, ParseListenAddress(options.listen));
-  MOE_RETURN_IF_ERROR(CheckBindable(address));
+  const bool local = options.listen.starts_with("unix:");
+  ListenAddress address;
+  if (!local) {
+    MOE_ASSIGN_OR_RETURN(address, ParseListenAddress(options.listen));
+    MOE_RETURN_IF_ERROR(CheckBindable(address));
+  }
+  MOE_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ServerCredentials> credentials, MakeServerCredentials(options.tls));
   EnableHealthAndReflection();
 
   grpc::ServerBuilder builder;
@@ -50,15 +55,21 @@ Result<std::unique_ptr<RpcServer>> RpcServer::Start(const RpcServerOptions& opti
   builder.SetMaxReceiveMessageSize(options.max_receive_bytes);
   builder.SetMaxSendMessageSize(options.max_send_bytes);
   int port = 0;
-  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(options.listen, credentials, &port);
   for (grpc::Service* const service : services) builder.RegisterService(service);
+  if (options.adjust) options.adjust(builder);
 
   auto state = std::make_unique<State>();
   state->health_services = options.health_services;
   state->server = builder.BuildAndStart();
-  if (state->server == nullptr || port <= 0) return Unavailable("cannot listen on ", options.listen);
+  if (state->server == nullptr || port <= 0) {
+    return Unavailable("cannot listen on ", options.listen,
+                       options.tls.any() ? Cat(" with TLS certificate ", options.tls.certificate.string(), " and key ",
+                                               options.tls.key.string())
+                                         : "");
+  }
   std::unique_ptr<RpcServer> server(new RpcServer(std::move(state)));
-  server->address_ = address.WithPort(port);
+  server->address_ = local ? options.listen : address.WithPort(port);
   server->SetServing(false);
   return server;
 }

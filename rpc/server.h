@@ -2,35 +2,43 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "core/status.h"
+#include "rpc/tls.h"
 
 namespace grpc {
+class ServerBuilder;
 class Service;
-}
+}  // namespace grpc
 
 namespace moe {
 
 struct RpcServerOptions {
-  std::string listen;  // HOST:PORT, "[::1]:PORT" for IPv6; port 0 for any free one
+  std::string listen;  // HOST:PORT, "[::1]:PORT" for IPv6; port 0 for any free one; or unix:/PATH
+  TlsFiles tls;
   /// Services that grpc.health.v1.Health answers for, beside "" (the server as a whole).
   std::vector<std::string> health_services;
   int max_receive_bytes = 16 << 20;  // a larger message gets RESOURCE_EXHAUSTED
   int max_send_bytes = 64 << 20;
   int max_streams_per_connection = 1024;  // calls open at a time; further ones wait in the client
   int max_threads = 16;                   // for services of the synchronous API, reflection among them
+  /// Further settings, after all others and before the server starts: arguments of its connections, completion queues
+  /// for services that fetch their calls themselves.
+  std::function<void(grpc::ServerBuilder&)> adjust;
 };
 
-/// A running gRPC server with health and reflection beside the given services. Without TLS and authentication: listen
-/// on a loopback or a trusted network.
+/// A running gRPC server with health and reflection beside the given services. Without TLS: listen on a loopback or a
+/// trusted network.
 class RpcServer {
  public:
   /// Serves from here on; health says NOT_SERVING until SetServing(true). `services` must outlive the server.
-  /// UNAVAILABLE naming the address when it is taken or not this machine's, INVALID_ARGUMENT when it is not HOST:PORT.
+  /// UNAVAILABLE naming the address when it is taken or not this machine's, INVALID_ARGUMENT when it is not HOST:PORT
+  /// or a TLS file is not what it should be.
   static Result<std::unique_ptr<RpcServer>> Start(const RpcServerOptions& options,
                                                   std::span<grpc::Service* const> services);
   /// Shutdown at once, if there was none.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building, testing and trying this project needs on Debian 12. Safe to repeat: when nothing is missing it
-# says so in one line and changes nothing. docs/dependencies.md says what each library is for.
+# says so in one line and changes nothing. docs/dependencies.md says what each library is for. CUDA and NCCL are not
+# installed; it says whether they are there.
 set -euo pipefail
 
 usage() {
@@ -20,10 +21,11 @@ PACKAGES=(
   openmpi-bin libopenmpi-dev
   libgrpc++-dev libgrpc-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
   prometheus-cpp-dev libhwy-dev nlohmann-json3-dev libcli11-dev libspdlog-dev libhwloc-dev libcpp-httplib-dev
+  libxxhash-dev
   # To test and measure.
-  libgtest-dev libgmock-dev libbenchmark-dev prometheus clang-format clang-tidy procps
+  libgtest-dev libgmock-dev libbenchmark-dev prometheus openssl clang-format clang-tidy procps
   # Clients and test programs in Python: always /usr/bin/python3, whose grpcio is Debian's.
-  python3 python3-grpcio python3-protobuf
+  python3 python3-grpcio python3-protobuf python3-matplotlib
 )
 
 fail() {
@@ -61,6 +63,22 @@ fi
 if [[ "$version" != 12 ]]; then
   echo "setup: Debian $version is untested (12 is what this project is built on)" >&2
 fi
+
+# CUDA and NCCL are optional and not Debian's: they are looked for, never installed.
+report_cuda() {
+  local nvcc header
+  nvcc="$(PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin:/usr/local/cuda/bin" command -v nvcc || true)"
+  if [[ -z "$nvcc" ]]; then
+    echo "setup: no CUDA toolkit (optional; docs/gpu.md)"
+    return
+  fi
+  for header in "${nvcc%/bin/nvcc}/include/nccl.h" /usr/include/nccl.h; do
+    [[ -r "$header" ]] && break
+  done
+  if [[ -r "$header" ]]; then header="NCCL's header $header"; else header="no nccl.h (optional)"; fi
+  echo "setup: CUDA compiler $nvcc, $header"
+}
+report_cuda
 
 mapfile -t missing < <(missing_packages)
 if ((${#missing[@]} == 0)); then

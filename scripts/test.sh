@@ -51,8 +51,13 @@ test_release() {
   run_ctest release serial --parallel 1 --label-regex '^(e2e|mpi)$' || status=1
   return "$status"
 }
-test_asan() { run_ctest asan all --label-regex '^(unit|contract|mpi)$' --label-exclude '^e2e$'; }
-test_tsan() { run_ctest tsan all --label-regex '^concurrent$'; }
+test_asan() {
+  local status=0
+  run_ctest asan parallel --parallel "$JOBS" --label-regex '^(unit|contract)$' --label-exclude '^e2e$' || status=1
+  run_ctest asan serial --parallel 1 --label-regex '^mpi$' || status=1
+  return "$status"
+}
+test_tsan() { run_ctest tsan all --parallel "$JOBS" --label-regex '^concurrent$'; }
 
 # Under the sanitizers only the test programs that run there are built, and warnings stay warnings: instrumented code
 # makes GCC see what is not there, and the release build has judged the same files.

@@ -5,6 +5,7 @@
 #include <thread>
 #include <utility>
 
+#include "core/split_mix.h"
 #include "transport/exchange_checks.h"
 #include "transport/frame.h"
 
@@ -12,11 +13,12 @@ namespace moe {
 namespace {
 
 bool ConcernsRequests(FaultKind kind) {
-  return kind == FaultKind::kDropRequest || kind == FaultKind::kCorruptRequestLength;
+  return kind == FaultKind::kDropRequest || kind == FaultKind::kCorruptRequestLength ||
+         kind == FaultKind::kCorruptRequestPayload;
 }
 
-// Edits a header on its way; false when the frame is lost.
-bool Apply(FaultKind kind, FrameHeader& header) {
+// Edits a frame on its way; false when it is lost.
+bool Apply(FaultKind kind, FrameHeader& header, std::span<std::byte> payload) {
   switch (kind) {
     case FaultKind::kDropRequest:
     case FaultKind::kDropReply:
@@ -27,6 +29,10 @@ bool Apply(FaultKind kind, FrameHeader& header) {
     case FaultKind::kFlipReplyHeaderBit: header.payload_bytes ^= 1; return true;
     case FaultKind::kWrongReplyMagic: header.magic = 0; break;
     case FaultKind::kWrongReplyVersion: ++header.version; break;
+    case FaultKind::kCorruptRequestPayload:
+    case FaultKind::kCorruptReplyPayload:
+      if (!payload.empty()) payload[payload.size() / 2] ^= std::byte{16};
+      return true;
     case FaultKind::kStaleReply: --header.sequence; break;
     case FaultKind::kDelayReply: return true;  // FaultyExchange does that
   }
@@ -34,14 +40,8 @@ bool Apply(FaultKind kind, FrameHeader& header) {
   return true;
 }
 
-// A well-mixed 64-bit number from a counter (Steele, Lea, Flood: "Fast splittable pseudorandom number generators",
-// 2014).
-std::uint64_t SplitMix(std::uint64_t counter) {
-  std::uint64_t z = counter * 0x9e37'79b9'7f4a'7c15;
-  z = (z ^ (z >> 30)) * 0xbf58'476d'1ce4'e5b9;
-  z = (z ^ (z >> 27)) * 0x94d0'49bb'1331'11eb;
-  return z ^ (z >> 31);
-}
+// A well-mixed number from a counter.
+std::uint64_t SplitMix(std::uint64_t counter) { return MixBits(counter * kSplitMixStep); }
 
 class FaultyTransport final : public Transport {
  public:
@@ -103,7 +103,12 @@ class FaultyExchange final : public Exchange {
 
   Status Wait(Deadline deadline) override {
     if (!transport_.failure_.ok()) return transport_.failure_;
-    MOE_RETURN_IF_ERROR(inner_->Wait(deadline));
+    if (Status status = inner_->Wait(deadline); !status.ok()) {
+      // Over: nothing is held back any more, and who has answered shows.
+      std::fill(held_.begin(), held_.end(), 0);
+      std::fill(was_held_.begin(), was_held_.end(), 0);
+      return status;
+    }
     while (true) {
       MOE_ASSIGN_OR_RETURN(const bool done, Poll());
       if (done) return Status::Ok();
@@ -118,6 +123,7 @@ class FaultyExchange final : public Exchange {
 
   std::span<const std::byte> reply(WorkerId worker) const override { return inner_->reply(worker); }
   TimePoint completed_at(WorkerId worker) const override {
+    if (held_[worker.index()] != 0) return TimePoint();
     const TimePoint arrived = inner_->completed_at(worker);
     return was_held_[worker.index()] != 0 ? std::max(arrived, revealed_at_[worker.index()]) : arrived;
   }
@@ -148,14 +154,14 @@ FaultScript RandomDelays(std::uint64_t seed, int num_workers, std::uint64_t num_
   return script;
 }
 
-bool FaultInjector::Pass(FrameHeader& header, WorkerId worker) {
+bool FaultInjector::Pass(FrameHeader& header, std::span<std::byte> payload, WorkerId worker) {
   if (header.kind == FrameKind::kClose || header.kind == FrameKind::kError) return true;
   const bool is_request = header.kind == FrameKind::kRequest;
   const std::uint64_t exchange = header.sequence - 1;  // before any edit: sequences count Starts from 1
   for (const Fault& fault : script_) {
     const bool now = fault.kind == FaultKind::kDeadPeer ? exchange >= fault.exchange : exchange == fault.exchange;
     if (!now || fault.worker != worker || ConcernsRequests(fault.kind) != is_request) continue;
-    if (!Apply(fault.kind, header)) return false;
+    if (!Apply(fault.kind, header, payload)) return false;
   }
   return true;
 }

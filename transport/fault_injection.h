@@ -25,6 +25,8 @@ enum class FaultKind : std::uint8_t {
   kFlipReplyHeaderBit,   // without mending the checksum
   kWrongReplyMagic,
   kWrongReplyVersion,
+  kCorruptRequestPayload,  // one bit, without mending anything: only a checksum of the payload can tell
+  kCorruptReplyPayload,
   kStaleReply,  // the sequence of the exchange before: dropped on arrival
   kDelayReply,  // held back for `polls` Polls and `duration`, both
 };
@@ -48,7 +50,7 @@ class FaultInjector final : public FrameTap {
  public:
   explicit FaultInjector(FaultScript script) : script_(std::move(script)) {}
 
-  bool Pass(FrameHeader& header, WorkerId worker) override;
+  bool Pass(FrameHeader& header, std::span<std::byte> payload, WorkerId worker) override;
 
   /// The delay of a worker's reply in an exchange; polls 0 and duration 0 when the script has none.
   Fault Delay(WorkerId worker, std::uint64_t exchange) const;

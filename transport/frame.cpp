@@ -1,5 +1,7 @@
 #include "transport/frame.h"
 
+#include <xxhash.h>
+
 #include <cstring>
 #include <ios>
 #include <string_view>
@@ -7,8 +9,26 @@
 namespace moe {
 namespace {
 
-// What every frame must satisfy, whoever reads it; `max_payload_bytes` bounds frames of any kind.
-Status CheckHeader(const FrameHeader& header, std::size_t arrived_bytes, std::size_t max_payload_bytes, Rank peer) {
+// Runs at the speed of the last-level cache and more (30 GB/s on AVX2), and tells damage of any shape with 2^-64:
+// CRC-32C would need an instruction-set switch to come near that and lets through one damaged payload in 2^32.
+std::uint64_t PayloadChecksum(std::span<const std::byte> payload) {
+  return XXH3_64bits(payload.data(), payload.size());
+}
+
+// What every frame must satisfy, whoever reads it.
+struct FrameRules {
+  Rank peer;
+  std::size_t max_payload_bytes = 0;  // of frames of any kind
+  bool payload_checksum = false;
+};
+
+template <typename Expectation>
+FrameRules RulesOf(const Expectation& expected) {
+  return {expected.peer, expected.max_payload_bytes, expected.payload_checksum};
+}
+
+Status CheckHeader(const FrameHeader& header, std::size_t arrived_bytes, const FrameRules& rules) {
+  const Rank peer = rules.peer;
   if (header.magic != kFrameMagic) {
     return Internal("rank ", peer, " sent a frame with magic 0x", std::hex, header.magic, " instead of 0x",
                     kFrameMagic);
@@ -21,9 +41,13 @@ Status CheckHeader(const FrameHeader& header, std::size_t arrived_bytes, std::si
     return Internal("rank ", peer, " sent a frame header with checksum 0x", std::hex, header.checksum,
                     " whose fields have 0x", checksum);
   }
-  if (header.payload_bytes > max_payload_bytes) {
+  if ((header.flags & ~kPayloadChecksumFlag) != 0 || header.reserved != 0 || header.reserved_too != 0) {
+    return Internal("rank ", peer, " sent a frame with flags 0x", std::hex, header.flags, " and reserved fields 0x",
+                    header.reserved, ", 0x", header.reserved_too, " (known: flag 0x", kPayloadChecksumFlag, ")");
+  }
+  if (header.payload_bytes > rules.max_payload_bytes) {
     return Internal("rank ", peer, " sent a frame of ", header.payload_bytes, " payload bytes, over the limit of ",
-                    max_payload_bytes);
+                    rules.max_payload_bytes);
   }
   if (header.payload_bytes != arrived_bytes - kFrameHeaderBytes) {
     return Internal("rank ", peer, " sent a frame that says ", header.payload_bytes, " payload bytes, but ",
@@ -32,13 +56,26 @@ Status CheckHeader(const FrameHeader& header, std::size_t arrived_bytes, std::si
   return Status::Ok();
 }
 
-Result<FrameHeader> ReadChecked(std::span<const std::byte> frame, std::size_t max_payload_bytes, Rank peer) {
+Status CheckPayload(const FrameHeader& header, std::span<const std::byte> payload, const FrameRules& rules) {
+  const bool checked = (header.flags & kPayloadChecksumFlag) != 0;
+  if (checked != rules.payload_checksum) {
+    return Internal("rank ", rules.peer, " sent a frame ", checked ? "with" : "without",
+                    " a checksum of its payload, which this end ", checked ? "does not expect" : "expects");
+  }
+  const std::uint64_t checksum = checked ? PayloadChecksum(payload) : 0;
+  if (header.payload_checksum == checksum) return Status::Ok();
+  return Internal("rank ", rules.peer, " sent a payload of ", payload.size(), " bytes with checksum 0x", std::hex,
+                  header.payload_checksum, ", but what arrived has 0x", checksum);
+}
+
+Result<FrameHeader> ReadChecked(std::span<const std::byte> frame, const FrameRules& rules) {
   if (frame.size() < kFrameHeaderBytes) {
-    return Internal("rank ", peer, " sent ", frame.size(), " bytes, fewer than the ", kFrameHeaderBytes,
+    return Internal("rank ", rules.peer, " sent ", frame.size(), " bytes, fewer than the ", kFrameHeaderBytes,
                     " of a frame header");
   }
   const FrameHeader header = ReadFrameHeader(frame);
-  MOE_RETURN_IF_ERROR(CheckHeader(header, frame.size(), max_payload_bytes, peer));
+  MOE_RETURN_IF_ERROR(CheckHeader(header, frame.size(), rules));
+  MOE_RETURN_IF_ERROR(CheckPayload(header, frame.subspan(kFrameHeaderBytes), rules));
   return header;
 }
 
@@ -73,6 +110,14 @@ std::uint64_t FrameChecksum(const FrameHeader& header) {
 
 void Seal(FrameHeader& header) { header.checksum = FrameChecksum(header); }
 
+void Seal(FrameHeader& header, std::span<const std::byte> payload, bool payload_checksum) {
+  if (payload_checksum) {
+    header.flags |= kPayloadChecksumFlag;
+    header.payload_checksum = PayloadChecksum(payload);
+  }
+  Seal(header);
+}
+
 void WriteFrameHeader(const FrameHeader& header, std::span<std::byte> frame) {
   MOE_CHECK(frame.size() >= kFrameHeaderBytes);
   std::memcpy(frame.data(), &header, kFrameHeaderBytes);
@@ -86,7 +131,7 @@ FrameHeader ReadFrameHeader(std::span<const std::byte> frame) {
 }
 
 Result<FrameVerdict> JudgeRequest(std::span<const std::byte> frame, const RequestExpectation& expected) {
-  MOE_ASSIGN_OR_RETURN(const FrameHeader header, ReadChecked(frame, expected.max_payload_bytes, expected.peer));
+  MOE_ASSIGN_OR_RETURN(const FrameHeader header, ReadChecked(frame, RulesOf(expected)));
   if (header.kind != FrameKind::kRequest) return WrongKind(header, expected.peer, "request");
   if (header.epoch > expected.epoch) {
     return FromTheFuture(header, expected.peer, expected.epoch, expected.last_sequence);
@@ -96,7 +141,7 @@ Result<FrameVerdict> JudgeRequest(std::span<const std::byte> frame, const Reques
 }
 
 Result<FrameVerdict> JudgeReply(std::span<const std::byte> frame, const ReplyExpectation& expected) {
-  const Result<FrameHeader> header = ReadChecked(frame, expected.max_payload_bytes, expected.peer);
+  const Result<FrameHeader> header = ReadChecked(frame, RulesOf(expected));
   if (!header.ok()) return Unavailable(header.status().message());
   const bool same_epoch = header->epoch == expected.epoch;
   if (same_epoch && header->kind == FrameKind::kClose) {

@@ -1,6 +1,9 @@
 // A place to watch and disturb frames between two ends. Used for fault injection; none is set in service.
 #pragma once
 
+#include <cstddef>
+#include <span>
+
 #include "core/ids.h"
 #include "transport/frame.h"
 
@@ -10,9 +13,10 @@ class FrameTap {
  public:
   virtual ~FrameTap() = default;
 
-  /// Called with each sealed header, on its way to `worker` (a request) or from it (a reply), just before the frame is
-  /// handed over. May edit it; false makes the whole frame vanish. Called from the threads of both ends.
-  virtual bool Pass(FrameHeader& header, WorkerId worker) = 0;
+  /// Called with each sealed header and its payload, on their way to `worker` (a request) or from it (a reply), just
+  /// before the frame is handed over. May edit both; false makes the whole frame vanish. Called from the threads of
+  /// both ends.
+  virtual bool Pass(FrameHeader& header, std::span<std::byte> payload, WorkerId worker) = 0;
 };
 
 }  // namespace moe

@@ -131,7 +131,8 @@ class InProcessExchange final : public Exchange {
     return from.reply.span().subspan(kFrameHeaderBytes, from.reply_frame_bytes - kFrameHeaderBytes);
   }
   TimePoint completed_at(WorkerId worker) const override {
-    return took_part_[worker.index()] == 0 ? TimePoint() : lane(worker.index()).replied_at;
+    const std::size_t w = worker.index();
+    return took_part_[w] == 0 || pending_[w] != 0 ? TimePoint() : lane(w).replied_at;
   }
 
  private:
@@ -171,9 +172,10 @@ void InProcessExchange::Send(std::size_t worker, std::size_t bytes) {
   Fabric& fabric = *transport_.fabric_;
   Lane& to = lane(worker);
   FrameHeader header{.kind = FrameKind::kRequest, .epoch = kEpoch, .sequence = sequence_, .payload_bytes = bytes};
-  Seal(header);
+  const std::span<std::byte> payload = to.request.span().subspan(kFrameHeaderBytes, bytes);
+  Seal(header, payload, fabric.options.limits.payload_checksums);
   FrameTap* const tap = fabric.options.tap;
-  if (tap != nullptr && !tap->Pass(header, Id(worker))) return;
+  if (tap != nullptr && !tap->Pass(header, payload, Id(worker))) return;
   WriteFrameHeader(header, to.request.span());
   to.request_frame_bytes = kFrameHeaderBytes + bytes;
   to.state.store(LaneState::kRequested, std::memory_order_release);  // pairs with acquire in OldestRequest
@@ -190,7 +192,8 @@ Status InProcessExchange::Check(std::size_t worker) {
                                               {.peer = transport_.rank(Id(worker)),
                                                .epoch = kEpoch,
                                                .sequence = sequence_,
-                                               .max_payload_bytes = transport_.limits().max_reply_bytes});
+                                               .max_payload_bytes = transport_.limits().max_reply_bytes,
+                                               .payload_checksum = transport_.limits().payload_checksums});
     if (!verdict.ok()) return verdict.status();
     if (*verdict == FrameVerdict::kDrop) return Status::Ok();
     pending_[worker] = 0;
@@ -236,6 +239,7 @@ class InProcessEndpoint final : public WorkerEndpoint {
   }
 
   const TransportLimits& limits() const override { return fabric_->options.limits; }
+  bool attached(int router) const override { return fabric_->routers[static_cast<std::size_t>(router)].open.load(); }
   Result<std::optional<IncomingRequest>> Receive(Deadline deadline) override;
   std::span<std::byte> reply_buffer(const IncomingRequest& request) override {
     return lane(request.ticket).reply.span().subspan(kFrameHeaderBytes);
@@ -316,7 +320,8 @@ Result<std::optional<IncomingRequest>> InProcessEndpoint::Take(std::uint64_t tic
   const Result<FrameVerdict> verdict = JudgeRequest(frame, {.peer = Rank(0),
                                                             .epoch = kEpoch,
                                                             .last_sequence = from.last_sequence,
-                                                            .max_payload_bytes = limits().max_request_bytes});
+                                                            .max_payload_bytes = limits().max_request_bytes,
+                                                            .payload_checksum = limits().payload_checksums});
   if (!verdict.ok()) {
     const std::string& why = verdict.status().message();
     const std::size_t bytes = std::min(why.size(), limits().max_reply_bytes);
@@ -341,9 +346,10 @@ void InProcessEndpoint::HandOver(std::uint64_t ticket, FrameKind kind, std::size
   MOE_CHECK(to.state.load(std::memory_order_relaxed) == LaneState::kTaken,  // no pair: the worker's own store
             "a reply to a request that is not open");
   FrameHeader header{.kind = kind, .epoch = kEpoch, .sequence = to.last_sequence, .payload_bytes = bytes};
-  Seal(header);
+  const std::span<std::byte> payload = to.reply.span().subspan(kFrameHeaderBytes, bytes);
+  Seal(header, payload, limits().payload_checksums);
   FrameTap* const tap = fabric_->options.tap;
-  if (tap != nullptr && !tap->Pass(header, Id(worker_))) return;
+  if (tap != nullptr && !tap->Pass(header, payload, Id(worker_))) return;
   WriteFrameHeader(header, to.reply.span());
   to.reply_frame_bytes = kFrameHeaderBytes + bytes;
   to.replied_at = Clock::now();

@@ -24,6 +24,7 @@ struct TransportLimits {
   std::size_t max_request_bytes = 0;  // payload of one request to one worker
   std::size_t max_reply_bytes = 0;    // payload of one reply
   int max_exchanges = 2;              // in flight at a time
+  bool payload_checksums = false;     // frames carry a checksum of their payload; the same on both ends
 };
 
 /// One fan-out and gather, reusable: buffers are allocated once, Start … Wait may be repeated without allocation.
@@ -49,7 +50,8 @@ class Exchange {
   /// The reply of a worker that took part, valid until the next Start; empty for one that was left out.
   virtual std::span<const std::byte> reply(WorkerId worker) const = 0;
 
-  /// When that reply was complete: written, where memory is shared, else seen by Poll or Wait.
+  /// When that reply was complete: written, where memory is shared, else seen by Poll or Wait. TimePoint() of a worker
+  /// that was left out or has not answered; after a failure too, so it tells whose answers are missing.
   virtual TimePoint completed_at(WorkerId worker) const = 0;
 };
 
@@ -83,6 +85,10 @@ class WorkerEndpoint {
   virtual ~WorkerEndpoint() = default;
 
   virtual const TransportLimits& limits() const = 0;
+
+  /// Whether that router's end is still there. A number stands for one end: a router that comes back has another. True
+  /// where routers cannot come and go.
+  virtual bool attached(int /*router*/) const { return true; }
 
   /// The next request: the one started first of those that have arrived from a router, routers in turn. Nothing when
   /// `deadline` passed first. UNAVAILABLE when no router is or can be attached any more. INTERNAL for one wrong frame:

@@ -1,10 +1,13 @@
 #include "bench/engine/dot_instructions.h"
 
+#include <algorithm>
 #include <array>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+#include "bench/engine/roof_kernels.h"
 
 namespace moe {
 namespace {
@@ -70,9 +73,12 @@ MOE_HAS(HasBf16, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("av
 MOE_HAS(HasVnni512, HasAvx512() && __builtin_cpu_supports("avx512vnni"))
 MOE_HAS(HasVnni256, HasAvx2() && __builtin_cpu_supports("avxvnni"))
 
+bool HasNothingWider() { return !HasAvx2(); }
+
 constexpr std::array kInstructions = {
     DotInstruction{"fp32", "avx512", HasAvx512, Fp32Avx512},
     DotInstruction{"fp32", "avx2", HasAvx2, Fp32Avx2},
+    DotInstruction{"fp32", "portable", HasNothingWider, MultiplyAdd},
     DotInstruction{"bf16", "avx512_bf16", HasBf16, Bf16Avx512},
     DotInstruction{"int8", "avx512_vnni", HasVnni512, Int8Vnni512},
     DotInstruction{"int8", "avx_vnni", HasVnni256, Int8Vnni256},
@@ -82,12 +88,23 @@ constexpr std::array kInstructions = {
 
 #else
 
-constexpr std::array<DotInstruction, 0> kInstructions = {};
+constexpr std::array kInstructions = {DotInstruction{"fp32", "portable", [] { return true; }, MultiplyAdd}};
 
 #endif
 
 }  // namespace
 
 std::span<const DotInstruction> DotInstructions() { return kInstructions; }
+
+const DotInstruction* InstructionOf(std::string_view kernels, std::string_view format) {
+  // Their names are those of Highway's targets. AVX3_DL is AVX3 with VNNI and more; kernels for AVX2 leave AVX-VNNI be.
+  std::string_view set = kernels;
+  if (kernels == "avx3") set = "avx512";
+  if (kernels == "avx3_dl") set = format == "int8" ? "avx512_vnni" : "avx512";
+  const auto found = std::ranges::find_if(kInstructions, [&](const DotInstruction& instruction) {
+    return instruction.format == format && instruction.instruction_set == set && instruction.available();
+  });
+  return found == kInstructions.end() ? nullptr : &*found;
+}
 
 }  // namespace moe

@@ -21,4 +21,7 @@ struct DotInstruction {
 /// All of them, the widest of each format first.
 std::span<const DotInstruction> DotInstructions();
 
+/// The one that the kernels of this name (Kernels::name) multiply `format` with; null where there is no loop for it.
+const DotInstruction* InstructionOf(std::string_view kernels, std::string_view format);
+
 }  // namespace moe

@@ -1,20 +1,26 @@
 #include "bench/engine/engine_bench.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
+#include <map>
 #include <utility>
 
 #include "bench/engine/engine_run.h"
 #include "bench/engine/local_engine.h"
 #include "bench/random_stream.h"
 #include "bench/statistics.h"
+#include "core/check.h"
 #include "core/clock.h"
 
 namespace moe {
 namespace {
 
-// Steps that run before anything is counted: the first ones fault memory in and wake the threads.
+// Steps that run before anything is counted, where there is nothing to choose: the first ones fault memory in and wake
+// the threads.
 constexpr std::uint64_t kWarmupSteps = 4;
+// A scheduler makes no smaller steps.
+constexpr std::size_t kLeastStepTokens = 2;
 
 std::size_t Largest(const std::vector<std::size_t>& values) {
   return values.empty() ? 0 : *std::max_element(values.begin(), values.end());
@@ -37,32 +43,66 @@ class TokenSource {
   std::uint32_t vocab_;
 };
 
+// How the rows of a test get into steps.
+struct Cut {
+  int micro_batches = EngineBenchOptions::kEnginesChoice;
+  std::size_t max_step_tokens = 0;
+  bool traced = false;
+};
+
 // One test on one engine.
 class Measurement {
  public:
-  Measurement(const EngineTest& test, std::uint64_t seed, const RankSetup& setup, RouterEngine& router,
+  Measurement(const EngineTest& test, const Cut& cut, std::uint64_t seed, const BenchedEngine& engine,
               const WorkMeter& meter)
-      : test_(test), seed_(seed), setup_(setup), router_(router), meter_(meter) {}
+      : test_(test),
+        cut_(cut),
+        seed_(seed),
+        setup_(engine.setup),
+        router_(engine.router),
+        recorder_(cut.traced ? engine.recorder : nullptr),
+        meter_(meter) {}
 
-  /// Seconds of one run, stopped after `max_steps`; what its steps did is added to `work`.
-  Result<double> Run(std::uint64_t max_steps, Work& work) {
+  /// What comes before anything is counted: some steps, or, where the engine tries how many micro-batches are best,
+  /// whole runs until one has no trial. Every test chooses for itself, whatever came before it.
+  Status WarmUp() {
+    const bool chooses = cut_.micro_batches == EngineBenchOptions::kEnginesChoice && setup_.micro_batches.measure;
+    if (!chooses) return Run(kWarmupSteps).status();
+    router_.engine().micro_batch_choice().DecideOnce();
+    for (bool tried = true; tried;) {
+      MOE_ASSIGN_OR_RETURN(const Repetition run, Run());
+      tried = run.micro_batch_trials > 0;
+    }
+    return Status::Ok();
+  }
+
+  /// One run, stopped after `max_steps`.
+  Result<Repetition> Run(std::uint64_t max_steps = std::numeric_limits<std::uint64_t>::max()) {
+    if (cut_.micro_batches != EngineBenchOptions::kEnginesChoice)
+      router_.engine().micro_batch_choice().Fix(cut_.micro_batches);
     sources_.clear();
     std::vector<std::unique_ptr<Sequence>> sequences;
     for (std::size_t i = 0; i < test_.batch; ++i) sequences.push_back(NextSequence(i));
+    Repetition run;
     double observing = 0;
-    std::uint64_t steps = 0;
+    router_.engine().Record(recorder_);
     const TimePoint begin = Clock::now();
-    const Status status =
-        RunSequences(router_, {.max_sequences = test_.batch, .max_step_tokens = setup_.exchange.max_tokens},
-                     std::move(sequences), [&](std::span<const Chunk> chunks, const StepReport& report) {
-                       const TimePoint computed = Clock::now();
-                       work += meter_.Of(ShapeOf(chunks, report.expert_tokens));
-                       Replace(chunks);
-                       observing += Seconds(Clock::now() - computed);
-                       return ++steps < max_steps;
-                     });
-    if (!status.ok()) return status;
-    return Seconds(Clock::now() - begin) - observing;
+    MOE_RETURN_IF_ERROR(RunSequences(router_, {.max_sequences = test_.batch, .max_step_tokens = cut_.max_step_tokens},
+                                     std::move(sequences),
+                                     [&](std::span<const Chunk> chunks, const StepReport& report) {
+                                       const TimePoint computed = Clock::now();
+                                       run.work += meter_.Of(ShapeOf(chunks, report.expert_tokens));
+                                       ++run.micro_batch_steps[static_cast<std::size_t>(report.micro_batches) - 1];
+                                       if (report.micro_batch_trial) ++run.micro_batch_trials;
+                                       if (report.micro_batches == 1) run.phases.Add(report);
+                                       Replace(chunks);
+                                       observing += Seconds(Clock::now() - computed);
+                                       return run.work.steps < max_steps;
+                                     }));
+    run.seconds = Seconds(Clock::now() - begin) - observing;
+    router_.engine().Record(nullptr);
+    run.tokens_per_s = static_cast<double>(test_.tokens * test_.batch) / run.seconds;
+    return run;
   }
 
  private:
@@ -86,12 +126,144 @@ class Measurement {
   }
 
   const EngineTest test_;
+  const Cut cut_;
   const std::uint64_t seed_;
   const RankSetup& setup_;
   RouterEngine& router_;
+  TraceRecorder* const recorder_;
   const WorkMeter& meter_;
   std::vector<TokenSource> sources_;  // by sequence
 };
+
+// One test in every number of micro-batches asked for, in turns.
+class TestRun {
+ public:
+  TestRun(const EngineTest& test, const EngineBenchOptions& options, const BenchedEngine& engine,
+          const WorkMeter& meter)
+      : test_(test), options_(options), engine_(engine), meter_(meter), sparse_layers_(SparseLayers(engine.setup)) {
+    for (const int asked : options.micro_batches) {
+      for (const bool traced : {false, true}) {
+        if (traced && engine.recorder == nullptr) continue;
+        measured_.push_back(Measure(
+            test, {.micro_batches = asked, .max_step_tokens = engine.setup.exchange.max_tokens, .traced = traced}));
+        results_.push_back({.test = test, .micro_batches_asked = asked, .traced = traced});
+      }
+    }
+    if (!Predicts()) return;
+    AddPart(1);
+    for (const int asked : options.micro_batches) AddPart(MicroBatchesOf(StepRows(), asked));
+  }
+
+  Status WarmUp() {
+    for (Measurement& measurement : measured_) MOE_RETURN_IF_ERROR(measurement.WarmUp());
+    for (auto& [count, part] : parts_) MOE_RETURN_IF_ERROR(part.measurement.WarmUp());
+    return Status::Ok();
+  }
+
+  /// What the machine did right before the first repetition, where somebody measures it.
+  void Begin(const MachineRates& machine) { machine_ = machine; }
+
+  /// The `i`-th time everything: another number of micro-batches is the first one each time.
+  Status Repeat(std::size_t i) {
+    for (std::size_t j = 0; j < measured_.size(); ++j) {
+      const std::size_t turn = (i + j) % measured_.size();
+      MOE_RETURN_IF_ERROR(RunOne(measured_[turn], results_[turn]));
+    }
+    for (auto& [count, part] : parts_) {
+      MOE_ASSIGN_OR_RETURN(const Repetition run, part.measurement.Run());
+      part.phases += run.phases;
+      part.seconds += run.seconds;
+    }
+    if (!parts_.empty() && engine_.probe != nullptr) machine_ = engine_.probe->Measure();
+    return Status::Ok();
+  }
+
+  std::vector<EngineTestResult> TakeResults() {
+    for (std::size_t i = 1; i < results_.size(); ++i)
+      if (results_[i].traced) results_[i].trace_cost = TraceCost(results_[i], results_[i - 1]);
+    for (EngineTestResult& result : results_) {
+      const auto part = parts_.find(MicroBatchesOf(StepRows(), result.micro_batches_asked));
+      if (part == parts_.end()) continue;
+      const Part& whole = parts_.at(1);
+      result.prediction =
+          PredictOverlap(part->second.phases, whole.phases, whole.seconds / static_cast<double>(whole.phases.steps()),
+                         part->first, sparse_layers_);
+    }
+    return std::move(results_);
+  }
+
+ private:
+  /// Uncut steps as large as one of so many micro-batches of the test's steps.
+  struct Part {
+    Measurement measurement;
+    StepPhases phases;
+    double seconds = 0;
+  };
+
+  static std::size_t SparseLayers(const RankSetup& setup) { return setup.config.sparse_layers().size(); }
+  Measurement Measure(const EngineTest& test, const Cut& cut) const {
+    return Measurement(test, cut, options_.seed, engine_, meter_);
+  }
+
+  // An encoder is never cut, and has layers of its own.
+  bool Predicts() const { return options_.predicts() && sparse_layers_ > 0 && !engine_.setup.config.has_encoder(); }
+
+  bool prefill() const { return test_.kind == EngineTest::Kind::kPrefill; }
+  /// Of a full step.
+  std::size_t StepRows() const {
+    return prefill() ? std::min(engine_.setup.exchange.max_tokens, test_.tokens * test_.batch) : test_.batch;
+  }
+
+  void AddPart(int count) {
+    const std::size_t rows = RowsOfPart(StepRows(), count);
+    EngineTest test = test_;
+    Cut cut{.micro_batches = 1, .max_step_tokens = engine_.setup.exchange.max_tokens};
+    // A decode's part is fewer sequences, a prefill's fewer rows of them at a time.
+    if (!prefill()) test.batch = rows;
+    if (prefill() && count > 1) cut.max_step_tokens = rows;
+    if (cut.max_step_tokens < kLeastStepTokens) return;
+    parts_.try_emplace(count, Part{.measurement = Measure(test, cut)});
+  }
+
+  Status RunOne(Measurement& measurement, EngineTestResult& result) {
+    const ThreadPool::Usage before = engine_.router.pool().usage();
+    MOE_ASSIGN_OR_RETURN(Repetition repetition, measurement.Run());
+    const ThreadPool::Usage after = engine_.router.pool().usage();
+    result.usage.loops += after.loops - before.loops;
+    result.usage.loop_time += after.loop_time - before.loop_time;
+    result.usage.busy += after.busy - before.busy;
+    if (machine_) {
+      const MachineRates now = engine_.probe->Measure();
+      repetition.machine = Mean(*machine_, now);
+      machine_ = now;
+    }
+    result.repetitions.push_back(std::move(repetition));
+    return Status::Ok();
+  }
+
+  const EngineTest test_;
+  const EngineBenchOptions& options_;
+  const BenchedEngine& engine_;
+  const WorkMeter& meter_;
+  const std::size_t sparse_layers_;
+  std::vector<Measurement> measured_;      // by number asked for
+  std::vector<EngineTestResult> results_;  // the same
+  std::map<int, Part> parts_;              // by number of micro-batches; empty when nothing is predicted
+  std::optional<MachineRates> machine_;    // after the last run
+};
+
+// Of what `figure` gives for each element; none when it gives nothing for one, or there are none.
+template <typename T, typename Figure>
+std::optional<double> MedianOf(const std::vector<T>& elements, const Figure& figure) {
+  std::vector<double> values;
+  for (const T& element : elements) {
+    const std::optional<double> value = std::invoke(figure, element);
+    if (!value) return std::nullopt;
+    values.push_back(*value);
+  }
+  const std::optional<Summary> summary = Summarize(std::move(values));
+  return summary ? std::optional(summary->median) : std::nullopt;
+}
 
 }  // namespace
 
@@ -109,10 +281,25 @@ std::vector<EngineTest> TestsOf(const EngineBenchOptions& options) {
   return tests;
 }
 
+Status CheckMicroBatches(const std::vector<int>& list) {
+  if (list.empty()) return InvalidArgument("--micro-batches is empty, at least one number is needed");
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    if (list[i] == EngineBenchOptions::kEnginesChoice && list.size() > 1)
+      return InvalidArgument("--micro-batches auto stands alone: it takes the numbers in turn by itself");
+    if (list[i] < 0 || list[i] > kMaxMicroBatches)
+      return InvalidArgument("--micro-batches ", list[i], ": a step is cut into 1 to ", kMaxMicroBatches);
+    if (std::find(list.begin(), list.begin() + static_cast<std::ptrdiff_t>(i), list[i]) !=
+        list.begin() + static_cast<std::ptrdiff_t>(i))
+      return InvalidArgument("--micro-batches has ", list[i], " twice");
+  }
+  return Status::Ok();
+}
+
 Status CheckEngineBench(const EngineBenchOptions& options, const RankSetup& setup) {
   if (TestsOf(options).empty())
     return InvalidArgument("-p, -n and -b leave nothing to measure: a length and a batch size above 0 are needed");
   if (options.repetitions == 0) return InvalidArgument("-r is 0, at least 1 repetition is needed");
+  MOE_RETURN_IF_ERROR(CheckMicroBatches(options.micro_batches));
   const std::size_t step = setup.exchange.max_tokens;
   for (const std::size_t batch : options.batches)
     if (batch == 0 || batch > step)
@@ -133,34 +320,99 @@ Result<KvPlan> PlanCache(const EngineBenchOptions& options, const RankSetup& set
   return PlanCache(setup, Largest(options.batches), Positions(options));
 }
 
-double EngineTestResult::mean_tokens_per_s() const { return Summarize(tokens_per_s)->mean; }
-double EngineTestResult::stddev_tokens_per_s() const { return Summarize(tokens_per_s)->std; }
+std::optional<double> Repetition::s_mbu() const {
+  if (!machine) return std::nullopt;
+  return work.bytes() / seconds / machine->read_bytes_per_s;
+}
 
-Result<std::vector<EngineTestResult>> RunEngineBench(const EngineBenchOptions& options, const RankSetup& setup,
-                                                     RouterEngine& router,
+std::optional<double> Repetition::s_mfu() const {
+  if (!machine) return std::nullopt;
+  double least_seconds = 0;
+  for (const auto& [operations, peak] : {std::pair(work.operations.fp32, machine->fp32_operations_per_s),
+                                         std::pair(work.operations.int8, machine->int8_operations_per_s)}) {
+    if (operations == 0) continue;
+    if (!peak) return std::nullopt;
+    least_seconds += operations / *peak;
+  }
+  return least_seconds / seconds;
+}
+
+double EngineTestResult::seconds() const {
+  double sum = 0;
+  for (const Repetition& repetition : repetitions) sum += repetition.seconds;
+  return sum;
+}
+
+Work EngineTestResult::work() const {
+  Work sum;
+  for (const Repetition& repetition : repetitions) sum += repetition.work;
+  return sum;
+}
+
+std::array<std::uint64_t, kMaxMicroBatches> EngineTestResult::micro_batch_steps() const {
+  std::array<std::uint64_t, kMaxMicroBatches> sum = {};
+  for (const Repetition& repetition : repetitions)
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += repetition.micro_batch_steps[i];
+  return sum;
+}
+
+std::vector<double> EngineTestResult::tokens_per_s() const {
+  std::vector<double> speeds;
+  for (const Repetition& repetition : repetitions) speeds.push_back(repetition.tokens_per_s);
+  return speeds;
+}
+
+double EngineTestResult::mean_tokens_per_s() const { return Summarize(tokens_per_s())->mean; }
+double EngineTestResult::stddev_tokens_per_s() const { return Summarize(tokens_per_s())->std; }
+std::optional<double> EngineTestResult::s_mbu() const { return MedianOf(repetitions, &Repetition::s_mbu); }
+std::optional<double> EngineTestResult::s_mfu() const { return MedianOf(repetitions, &Repetition::s_mfu); }
+
+std::optional<Binding> EngineTestResult::binding() const {
+  const auto allowed = [&](std::optional<double> (Repetition::*share)() const) {
+    return MedianOf(repetitions, [share](const Repetition& repetition) -> std::optional<double> {
+      const std::optional<double> reached = (repetition.*share)();
+      if (!reached) return std::nullopt;
+      return repetition.tokens_per_s / *reached;
+    });
+  };
+  const std::optional<double> bandwidth = allowed(&Repetition::s_mbu), arithmetic = allowed(&Repetition::s_mfu);
+  if (!bandwidth || !arithmetic) return std::nullopt;
+  return Binding{.bandwidth_tokens_per_s = *bandwidth, .arithmetic_tokens_per_s = *arithmetic};
+}
+
+double TraceCost(const EngineTestResult& traced, const EngineTestResult& plain) {
+  MOE_CHECK(traced.repetitions.size() == plain.repetitions.size() && !plain.repetitions.empty());
+  std::vector<double> ratios;
+  for (std::size_t i = 0; i < plain.repetitions.size(); ++i)
+    ratios.push_back(traced.repetitions[i].seconds / plain.repetitions[i].seconds);
+  return Summarize(std::move(ratios))->median - 1;
+}
+
+Result<std::vector<EngineTestResult>> RunEngineBench(const EngineBenchOptions& options, const BenchedEngine& engine,
                                                      const std::function<void(const EngineTest&)>& starting) {
-  const WorkMeter meter(setup.config, setup.weight_types, setup.kv_type);
+  const WorkMeter meter(engine.setup.config, engine.setup.weight_types, engine.setup.kv_type);
   std::vector<EngineTestResult> results;
   for (const EngineTest& test : TestsOf(options)) {
     starting(test);
-    Measurement measurement(test, options.seed, setup, router, meter);
-    Work warm_up;
-    const Result<double> warm = measurement.Run(kWarmupSteps, warm_up);
-    if (!warm.ok()) return warm.status();
-    EngineTestResult& result = results.emplace_back(EngineTestResult{.test = test});
-    const ThreadPool::Usage before = router.pool().usage();
-    for (std::size_t i = 0; i < options.repetitions; ++i) {
-      MOE_ASSIGN_OR_RETURN(const double seconds,
-                           measurement.Run(std::numeric_limits<std::uint64_t>::max(), result.work));
-      result.tokens_per_s.push_back(static_cast<double>(test.tokens * test.batch) / seconds);
-      result.seconds += seconds;
-    }
-    const ThreadPool::Usage after = router.pool().usage();
-    result.usage = {.loops = after.loops - before.loops,
-                    .loop_time = after.loop_time - before.loop_time,
-                    .busy = after.busy - before.busy};
+    TestRun run(test, options, engine, meter);
+    MOE_RETURN_IF_ERROR(run.WarmUp());
+    if (engine.probe != nullptr) run.Begin(engine.probe->Measure());
+    for (std::size_t i = 0; i < options.repetitions; ++i) MOE_RETURN_IF_ERROR(run.Repeat(i));
+    std::ranges::move(run.TakeResults(), std::back_inserter(results));
   }
   return results;
+}
+
+std::optional<MachineRates> MedianMachine(const std::vector<EngineTestResult>& results) {
+  std::vector<MachineRates> rates;
+  for (const EngineTestResult& result : results)
+    for (const Repetition& repetition : result.repetitions)
+      if (repetition.machine) rates.push_back(*repetition.machine);
+  const std::optional<double> read = MedianOf(rates, &MachineRates::read_bytes_per_s);
+  if (!read) return std::nullopt;
+  return MachineRates{.read_bytes_per_s = *read,
+                      .fp32_operations_per_s = MedianOf(rates, &MachineRates::fp32_operations_per_s),
+                      .int8_operations_per_s = MedianOf(rates, &MachineRates::int8_operations_per_s)};
 }
 
 }  // namespace moe

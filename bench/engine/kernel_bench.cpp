@@ -5,8 +5,10 @@
 #include <cmath>
 #include <limits>
 
+#include "bench/statistics.h"
 #include "core/aligned_buffer.h"
 #include "core/clock.h"
+#include "core/function_ref.h"
 #include "core/text.h"
 #include "core/thread_pool.h"
 #include "model/cpu_matmul.h"
@@ -15,7 +17,7 @@
 namespace moe {
 namespace {
 
-constexpr int kLeastPasses = 3;
+constexpr std::size_t kLeastPasses = 3;
 constexpr std::size_t kCheckedRows = 5;      // an odd tile
 constexpr std::size_t kCheckedOutputs = 48;  // whole panels, three of them
 constexpr std::size_t kMostRows = 1 << 14;
@@ -34,20 +36,7 @@ void FillRandom(std::span<float> values, std::uint64_t seed) {
 /// The larger; not a number is worse than any.
 double Worse(double a, double b) { return std::isnan(a) || b <= a ? a : b; }
 
-/// Mean seconds of a pass, over as many as take about `seconds`, after one that is not counted.
-template <typename Pass>
-double SecondsAPass(double seconds, const Pass& pass) {
-  pass();
-  const TimePoint begin = Clock::now();
-  int passes = 0;
-  double elapsed = 0;
-  do {
-    pass();
-    ++passes;
-    elapsed = Seconds(Clock::now() - begin);
-  } while (passes < kLeastPasses || elapsed < seconds);
-  return elapsed / passes;
-}
+double Median(std::vector<double> values) { return Summarize(std::move(values))->median; }
 
 /// Equal matrices at different places, enough of them that the last-level cache does not help: a step goes through the
 /// weights of all layers before it comes back to the first.
@@ -177,67 +166,104 @@ class KernelBench {
 
   Status MatMuls(const MatrixShape& shape, WeightType type, std::vector<KernelResult>& results) {
     const ColdWeights weights(shape, type, options_.cold_bytes, pool_);
-    const double error = MatMulError(kernels_, weights.matrices().front());
-    const std::string name = Cat(shape.matrix, " ", shape.outputs, "x", shape.inputs);
-    if (!(error <= 1))
-      return Internal("matmul of ", shape.model, " ", name, " in ", Name(type), " differs from the reference by ",
-                      error, " times what rounding allows");
+    KernelResult result{.kernel = "matmul",
+                        .model = shape.model,
+                        .shape = Cat(shape.matrix, " ", shape.outputs, "x", shape.inputs),
+                        .type = std::string(Name(type)),
+                        .largest_error = MatMulError(kernels_, weights.matrices().front())};
+    MOE_RETURN_IF_ERROR(CheckError(result));
+    ReadRoof memory;
+    for (const PackedMatrix& w : weights.matrices()) memory.Add({w.panel(0), w.bytes()});
+    const auto count = static_cast<double>(weights.matrices().size());
     for (const std::size_t rows : options_.rows) {
       AlignedBuffer<float> x_data(rows * shape.inputs), y_data(rows * shape.outputs);
       FillRandom(x_data.span(), rows);
       const MatrixView<const float> x(x_data.data(), rows, shape.inputs);
       const MatrixView<float> y(y_data.data(), rows, shape.outputs);
       CpuMatMul matmul(pool_, kernels_, IsQuantized(type) ? rows : 0, shape.inputs);
-      const double seconds = SecondsAPass(options_.seconds, [&] {
+      const PassWork work{
+          .bytes = count * static_cast<double>(MatrixBytes(shape.outputs, shape.inputs, type)),
+          .operations = 2 * count * static_cast<double>(shape.outputs * shape.inputs) * static_cast<double>(rows),
+          .format = IsQuantized(type) ? "int8" : "fp32"};
+      result.rows = rows;
+      Time(work, memory, result, [&] {
         for (const PackedMatrix& w : weights.matrices()) matmul.Run(x, w, {}, y);
       });
-      const auto count = static_cast<double>(weights.matrices().size());
-      const auto elements = static_cast<double>(shape.outputs * shape.inputs);
-      results.push_back(
-          {.kernel = "matmul",
-           .model = shape.model,
-           .shape = name,
-           .type = std::string(Name(type)),
-           .rows = rows,
-           .bytes_per_s = count * static_cast<double>(MatrixBytes(shape.outputs, shape.inputs, type)) / seconds,
-           .operations_per_s = 2 * count * elements * static_cast<double>(rows) / seconds,
-           .largest_error = error});
+      results.push_back(result);
     }
     return Status::Ok();
   }
 
   Status Attentions(const HeadsShape& shape, KvType type, std::size_t positions, std::vector<KernelResult>& results) {
-    const double error = AttentionError(kernels_, shape, type, positions);
-    const std::string name =
-        Cat(shape.heads, " heads on ", shape.kv_heads, " of ", shape.head_dim, ", ", positions, " positions");
-    if (!(error <= 1))
-      return Internal("attention of ", shape.model, ", ", name, ", in ", Name(type), " differs from the reference by ",
-                      error, " times what rounding allows");
+    KernelResult result{
+        .kernel = "attention",
+        .model = shape.model,
+        .shape = Cat(shape.heads, " heads on ", shape.kv_heads, " of ", shape.head_dim, ", ", positions, " positions"),
+        .type = std::string(Name(type)),
+        .rows = 1,
+        .largest_error = AttentionError(kernels_, shape, type, positions)};
+    MOE_RETURN_IF_ERROR(CheckError(result));
     // Decoding of as many sequences as it takes to leave the cache.
     const std::size_t bytes = positions * shape.kv_heads * shape.head_dim * 2 * BytesPerElement(type);
     const std::size_t sequences = std::max<std::size_t>(1, (options_.cold_bytes + bytes - 1) / bytes);
     AttentionCase work(shape, type, positions, sequences);
+    ReadRoof memory;
+    memory.Add(work.cache.span());
     const auto threads = static_cast<std::size_t>(pool_.threads());
     std::vector<std::vector<const std::byte*>> keys(threads, std::vector<const std::byte*>(work.pages)), values = keys;
-    const double seconds = SecondsAPass(options_.seconds, [&] {
-      pool_.ParallelFor(sequences * shape.kv_heads, [&](std::size_t item, int thread) {
-        const auto t = static_cast<std::size_t>(thread);
-        kernels_.Attention(work.Task(item / shape.kv_heads, item % shape.kv_heads, keys[t], values[t]));
-      });
-    });
     const double pairs = static_cast<double>(sequences * shape.heads * positions) * static_cast<double>(shape.head_dim);
-    results.push_back({.kernel = "attention",
-                       .model = shape.model,
-                       .shape = name,
-                       .type = std::string(Name(type)),
-                       .rows = 1,
-                       .bytes_per_s = static_cast<double>(sequences * bytes) / seconds,
-                       .operations_per_s = 4 * pairs / seconds,
-                       .largest_error = error});
+    // Keys and values of 16 bits are widened.
+    Time({.bytes = static_cast<double>(sequences * bytes), .operations = 4 * pairs, .format = "fp32"}, memory, result,
+         [&] {
+           pool_.ParallelFor(sequences * shape.kv_heads, [&](std::size_t item, int thread) {
+             const auto t = static_cast<std::size_t>(thread);
+             kernels_.Attention(work.Task(item / shape.kv_heads, item % shape.kv_heads, keys[t], values[t]));
+           });
+         });
+    results.push_back(result);
     return Status::Ok();
   }
 
  private:
+  /// What a pass of a kernel does, and the factors that it multiplies.
+  struct PassWork {
+    double bytes = 0;
+    double operations = 0;
+    std::string_view format;  // of DotInstruction
+  };
+
+  static Status CheckError(const KernelResult& result) {
+    if (result.largest_error <= 1) return Status::Ok();  // not a number is not
+    return Internal(result.kernel, " of ", result.model, ", ", result.shape, ", in ", result.type,
+                    " differs from the reference by ", result.largest_error, " times what rounding allows");
+  }
+
+  /// Passes of roofs and kernel by turns for about --seconds, after one of the kernel that is not counted.
+  void Time(const PassWork& work, const ReadRoof& memory, KernelResult& result, FunctionRef<void()> pass) {
+    const DotInstruction* const instruction = InstructionOf(kernels_.name(), work.format);
+    std::vector<double> seconds, reads, peaks, read_shares, peak_shares;
+    pass();
+    const TimePoint begin = Clock::now();
+    while (seconds.size() < kLeastPasses || Seconds(Clock::now() - begin) < options_.seconds) {
+      reads.push_back(memory.Pass(pool_).bytes_per_s);
+      if (instruction != nullptr) peaks.push_back(DotPass(pool_, *instruction));
+      const TimePoint start = Clock::now();
+      pass();
+      seconds.push_back(Seconds(Clock::now() - start));
+      read_shares.push_back(work.bytes / seconds.back() / reads.back());
+      if (instruction != nullptr) peak_shares.push_back(work.operations / seconds.back() / peaks.back());
+    }
+    const double median = Median(std::move(seconds));
+    result.bytes_per_s = work.bytes / median;
+    result.operations_per_s = work.operations / median;
+    result.read_bytes_per_s = Median(std::move(reads));
+    result.share_of_bandwidth = Median(std::move(read_shares));
+    if (instruction == nullptr) return;
+    result.peak = {.instruction = Cat(instruction->format, " ", instruction->instruction_set),
+                   .operations_per_s = Median(std::move(peaks)),
+                   .share = Median(std::move(peak_shares))};
+  }
+
   const KernelBenchOptions& options_;
   const Kernels& kernels_;
   ThreadPool& pool_;

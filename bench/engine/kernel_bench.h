@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -48,19 +49,27 @@ struct KernelBenchOptions {
 /// INVALID_ARGUMENT naming a list that is empty or a value out of range.
 Status CheckKernelBench(const KernelBenchOptions& options);
 
-/// One figure. Operations count a multiplication and an addition as two.
+/// One figure: medians over the passes of a kernel, before each of which the roofs are measured.
 struct KernelResult {
   std::string kernel;  // "matmul", "attention"
   std::string model;
   std::string shape;  // "expert gate and up 2048x2048", "16 heads of 128, 2048 positions"
   std::string type;   // of the weights; attention: of the cache
   std::size_t rows = 0;
-  double bytes_per_s = 0;  // of weights, or of keys and values, read from memory
-  double operations_per_s = 0;
   double largest_error = 0;  // |difference from the reference| / what rounding allows; at most 1
 
-  double share_of_bandwidth(const Roofs& roofs) const { return bytes_per_s / roofs.read_bandwidth_bytes_per_s; }
-  double share_of_peak(const Roofs& roofs) const { return operations_per_s / roofs.peak_flops; }
+  double bytes_per_s = 0;         // of weights, or of keys and values, read from memory
+  double read_bytes_per_s = 0;    // of the same memory, when it is only read
+  double share_of_bandwidth = 0;  // of a pass's rate in that of the reading before it
+  double operations_per_s = 0;    // a multiplication and an addition are two
+
+  /// What the instruction that the kernel multiplies with does when it does nothing else.
+  struct Peak {
+    std::string instruction;  // "int8 avx512_vnni"
+    double operations_per_s = 0;
+    double share = 0;
+  };
+  std::optional<Peak> peak;  // none where there is no loop for it
 };
 
 /// Checks each kernel against the reference before it is timed: INTERNAL naming kernel and shape when they differ by
@@ -69,9 +78,9 @@ Result<std::vector<KernelResult>> RunKernelBench(const KernelBenchOptions& optio
                                                  const std::function<void(const std::string&)>& starting);
 
 struct KernelBenchContext {
-  Roofs roofs;
   std::vector<DotRoof> dot_roofs;
   std::string kernels;  // Kernels::name
+  int threads = 0;
 };
 
 std::string KernelResultsJson(const std::vector<KernelResult>& results, const KernelBenchContext& context);

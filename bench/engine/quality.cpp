@@ -66,6 +66,15 @@ class Judge {
     return std::unique_ptr<Judge>(new Judge(std::move(engine)));
   }
 
+  /// What became of its cache of weights.
+  void TellAboutWeightCache(const std::function<void(const std::string&)>& note) const {
+    const RankSetup& setup = engine_->setup();
+    if (!setup.weight_cache) return;
+    const WeightCacheReport report = setup.weight_cache->report();
+    for (const std::string& warning : report.Warnings()) note(warning);
+    if (!report.Summary().empty()) note(report.Summary());
+  }
+
   const ModelConfig& config() const { return engine_->setup().config; }
 
   Result<std::vector<std::shared_ptr<SequenceOutput>>> Run(std::vector<SequenceRequest> requests) {
@@ -157,6 +166,7 @@ Result<std::vector<QualityResult>> RunQuality(const QualityOptions& options,
     std::unique_ptr<Judge> own;
     if (!is_reference) {
       MOE_ASSIGN_OR_RETURN(own, Judge::Load(options, type, kv_type));
+      own->TellAboutWeightCache(note);
     }
     Judge& judge = is_reference ? *reference : *own;
     QualityResult& result = results.emplace_back(QualityResult{.weight_type = type, .kv_type = kv_type});

@@ -1,19 +1,15 @@
 // The results of `moe_bench quality` as JSON and as a table.
-#include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "bench/engine/quality.h"
+#include "bench/table.h"
 
 namespace moe {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
-std::string Format(const char* format, double value) {
-  char text[64];
-  std::snprintf(text, sizeof(text), format, value);
-  return text;
-}
+std::string Percent(double share) { return Format("%.1f%%", 100 * share); }
 
 TaskScore All(const TaskScores& scores) {
   TaskScore all;
@@ -45,34 +41,23 @@ std::string QualityResultsJson(const std::vector<QualityResult>& results) {
 }
 
 std::string QualityTable(const std::vector<QualityResult>& results) {
-  std::string text;
-  char line[128];
-  std::snprintf(line, sizeof(line), "%-12s %-8s %12s %14s %10s %8s\n", "weight type", "KV type", "nats a token",
-                "KL from f32", "tokens", "tasks");
-  text += line;
+  TextTable table({"weight type", "KV type", "nats a token", "KL from f32", "tokens", "tasks"});
   for (const QualityResult& result : results) {
     const TaskScore all = All(result.tasks);
-    std::snprintf(line, sizeof(line), "%-12s %-8s %12.6f %14s %10llu %8s\n",
-                  std::string(Name(result.weight_type)).c_str(), std::string(Name(result.kv_type)).c_str(),
-                  result.mean_nll, Format("%.3e", result.kl).c_str(), static_cast<unsigned long long>(result.tokens),
-                  all.tasks > 0 ? Format("%.1f%%", 100 * all.share()).c_str() : "-");
-    text += line;
+    table.Add({std::string(Name(result.weight_type)), std::string(Name(result.kv_type)),
+               Format("%.6f", result.mean_nll), Format("%.3e", result.kl), std::to_string(result.tokens),
+               all.tasks > 0 ? Percent(all.share()) : "-"});
   }
-  if (results.empty() || results.front().tasks.empty()) return text;
-  text += Cat("\nshare of tasks answered exactly\n");
-  std::snprintf(line, sizeof(line), "%-12s %8s", "language", "tasks");
-  text += line;
-  for (const QualityResult& result : results) {
-    std::snprintf(line, sizeof(line), " %8s", std::string(Name(result.weight_type)).c_str());
-    text += line;
-  }
+  if (results.empty() || results.front().tasks.empty()) return table.Text();
+  std::vector<std::string> header = {"language", "tasks"};
+  for (const QualityResult& result : results) header.emplace_back(Name(result.weight_type));
+  TextTable languages(std::move(header));
   for (const auto& [language, first] : results.front().tasks) {
-    std::snprintf(line, sizeof(line), "\n%-12.60s %8llu", language.c_str(),
-                  static_cast<unsigned long long>(first.tasks));
-    text += line;
-    for (const QualityResult& result : results) text += Format(" %7.1f%%", 100 * result.tasks.at(language).share());
+    std::vector<std::string> cells = {language, std::to_string(first.tasks)};
+    for (const QualityResult& result : results) cells.push_back(Percent(result.tasks.at(language).share()));
+    languages.Add(std::move(cells));
   }
-  return text + "\n";
+  return table.Text() + "\nshare of tasks answered exactly\n" + languages.Text();
 }
 
 }  // namespace moe

@@ -1,5 +1,9 @@
 #include "bench/engine/roof_kernels.h"
 
+#include <array>
+#include <cstring>
+#include <numeric>
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "bench/engine/roof_kernels.cpp"
 #include <hwy/foreach_target.h>
@@ -13,21 +17,29 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using Floats = hn::ScalableTag<float>;
 
-float Sum(std::span<const float> values) {
-  const Floats f;
-  const std::size_t lanes = hn::Lanes(f);
-  const float* from = values.data();
-  const float* const end = from + values.size();
-  // Four running sums: an addition takes four cycles, and memory feeds less than one load a cycle.
-  auto a = hn::Zero(f), b = hn::Zero(f), c = hn::Zero(f), d = hn::Zero(f);
-  for (; from + 4 * lanes <= end; from += 4 * lanes) {
-    a = hn::Add(a, hn::LoadU(f, from));
-    b = hn::Add(b, hn::LoadU(f, from + lanes));
-    c = hn::Add(c, hn::LoadU(f, from + 2 * lanes));
-    d = hn::Add(d, hn::LoadU(f, from + 3 * lanes));
+std::uint32_t Sum(std::span<const std::byte> memory) {
+  const hn::ScalableTag<std::uint32_t> words;
+  const std::size_t lanes = hn::Lanes(words);
+  const std::size_t bytes = 4 * lanes * sizeof(std::uint32_t);
+  // Four running sums, so that no addition waits for the one before.
+  auto a = hn::Zero(words), b = a, c = a, d = a;
+  std::size_t at = 0;
+  for (; at + bytes <= memory.size(); at += bytes) {
+    const auto* from = reinterpret_cast<const std::uint32_t*>(memory.data() + at);
+    a = hn::Add(a, hn::LoadU(words, from));
+    b = hn::Add(b, hn::LoadU(words, from + lanes));
+    c = hn::Add(c, hn::LoadU(words, from + 2 * lanes));
+    d = hn::Add(d, hn::LoadU(words, from + 3 * lanes));
   }
-  float sum = hn::GetLane(hn::SumOfLanes(f, hn::Add(hn::Add(a, b), hn::Add(c, d))));
-  for (; from < end; ++from) sum += *from;
+  // Lane by lane: GCC 12's reduction of AVX-512 adds signed numbers, whose overflow is undefined.
+  HWY_ALIGN std::array<std::uint32_t, hn::MaxLanes(words)> sums;
+  hn::Store(hn::Add(hn::Add(a, b), hn::Add(c, d)), words, sums.data());
+  std::uint32_t sum = std::accumulate(sums.begin(), sums.begin() + lanes, std::uint32_t{0});
+  for (std::uint32_t word = 0; at + sizeof(word) <= memory.size(); at += sizeof(word)) {
+    std::memcpy(&word, memory.data() + at, sizeof(word));
+    sum += word;
+  }
+  for (; at < memory.size(); ++at) sum += static_cast<std::uint32_t>(memory[at]);
   return sum;
 }
 
@@ -72,7 +84,7 @@ namespace moe {
 HWY_EXPORT(Sum);
 HWY_EXPORT(Fma);
 
-float SumOf(std::span<const float> values) { return HWY_DYNAMIC_DISPATCH(Sum)(values); }
+std::uint32_t SumOf(std::span<const std::byte> memory) { return HWY_DYNAMIC_DISPATCH(Sum)(memory); }
 double MultiplyAdd(std::size_t rounds, float& sink) { return HWY_DYNAMIC_DISPATCH(Fma)(rounds, sink); }
 
 }  // namespace moe

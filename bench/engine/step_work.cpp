@@ -8,6 +8,11 @@ namespace {
 
 constexpr double kOperationsAWeight = 2;  // a multiplication and an addition
 
+Operations OperationsWith(double weights, WeightType type) {
+  const double operations = kOperationsAWeight * weights;
+  return IsQuantized(type) ? Operations{.int8 = operations} : Operations{.fp32 = operations};
+}
+
 // Elements that a position has in the cache of a layer.
 double CachedWidth(const AttentionSpec& attention) {
   if (attention.latent) return attention.latent->kv_rank + attention.latent->rope_dim;
@@ -51,6 +56,12 @@ StepShape ShapeOf(std::span<const Chunk> chunks, std::span<const std::uint64_t> 
   return shape;
 }
 
+Operations& Operations::operator+=(const Operations& other) {
+  fp32 += other.fp32;
+  int8 += other.int8;
+  return *this;
+}
+
 Work& Work::operator+=(const Work& other) {
   steps += other.steps;
   rows += other.rows;
@@ -77,9 +88,12 @@ double AttentionOperations(const AttentionSpec& attention, const RowRange& range
 
 WorkMeter::WorkMeter(const ModelConfig& config, const WeightTypes& types, KvType kv_type)
     : config_(config), kv_type_(kv_type) {
+  const auto operations = [&](const TensorSpec& spec) {
+    return OperationsWith(static_cast<double>(spec.elements()), HeldType(spec, types));
+  };
   const auto add = [&](Dense& part, const TensorSpec& spec) {
     part.bytes += static_cast<double>(HeldBytes(spec, types));
-    part.operations += kOperationsAWeight * static_cast<double>(spec.elements());
+    part.operations += operations(spec);
   };
   for (const TensorSpec& spec : OuterTensors(config)) {
     // Of tables and of the output matrix, steps do not take all, or not always.
@@ -88,6 +102,7 @@ WorkMeter::WorkMeter(const ModelConfig& config, const WeightTypes& types, KvType
       embedding_row_bytes_ = static_cast<double>(HeldBytes(spec, types)) / config.vocab_size;
   }
   head_bytes_ = static_cast<double>(HeadBytes(config, types));
+  head_operations_ = OperationsWith(static_cast<double>(config.vocab_size) * config.hidden, types.attention);
   for (int layer = 0; layer < config.num_layers(); ++layer) {
     const bool encoder = layer < config.encoder_layers;
     for (const TensorSpec& spec : LayerTensors(config, layer)) {
@@ -98,8 +113,7 @@ WorkMeter::WorkMeter(const ModelConfig& config, const WeightTypes& types, KvType
     if (!config.layers[static_cast<std::size_t>(layer)].moe) continue;
     Expert& expert = experts_.emplace_back();
     expert.bytes = static_cast<double>(ExpertBytes(config, layer, types));
-    for (const TensorSpec& spec : ExpertTensors(config, layer, 0))
-      expert.operations += kOperationsAWeight * static_cast<double>(spec.elements());
+    for (const TensorSpec& spec : ExpertTensors(config, layer, 0)) expert.operations += operations(spec);
   }
 }
 
@@ -112,8 +126,9 @@ Work WorkMeter::Of(const StepShape& step) const {
   if (decoded > 0) work.weight_bytes += decoder_.bytes;
   work.weight_bytes += (encoded + decoded) * embedding_row_bytes_;
   if (step.logit_rows > 0) work.weight_bytes += head_bytes_;
-  work.operations = encoded * encoder_.operations + decoded * decoder_.operations +
-                    static_cast<double>(step.logit_rows) * kOperationsAWeight * config_.vocab_size * config_.hidden;
+  work.operations += encoder_.operations * encoded;
+  work.operations += decoder_.operations * decoded;
+  work.operations += head_operations_ * static_cast<double>(step.logit_rows);
 
   const auto num_experts = static_cast<std::size_t>(config_.num_experts());
   for (std::size_t sparse = 0; sparse < experts_.size(); ++sparse) {
@@ -129,10 +144,10 @@ Work WorkMeter::Of(const StepShape& step) const {
       for (const RowRange& range : step.ranges) {
         if (range.encode != stack.encoder) continue;
         work.kv_bytes += KvBytesRead(layer.attention, kv_type_, range);
-        work.operations += AttentionOperations(layer.attention, range);
+        work.operations.fp32 += AttentionOperations(layer.attention, range);
         if (!layer.cross_attention) continue;
         work.kv_bytes += KvBytesRead(*layer.cross_attention, kv_type_, SourceOf(range));
-        work.operations += CrossOperations(*layer.cross_attention, range);
+        work.operations.fp32 += CrossOperations(*layer.cross_attention, range);
       }
     }
   }

@@ -34,13 +34,24 @@ struct StepShape {
 /// The shape of the step that has just computed `chunks` for sequences that generate.
 StepShape ShapeOf(std::span<const Chunk> chunks, std::span<const std::uint64_t> expert_tokens);
 
+/// A multiplication and an addition are two. By what does them: integer instructions where weights are int8 or int4,
+/// else fp32's, into which 16-bit weights, keys and values are widened.
+struct Operations {
+  double fp32 = 0;
+  double int8 = 0;
+
+  double total() const { return fp32 + int8; }
+  Operations& operator+=(const Operations& other);
+  Operations operator*(double times) const { return {.fp32 = fp32 * times, .int8 = int8 * times}; }
+};
+
 /// Sums over steps.
 struct Work {
   std::uint64_t steps = 0;
   std::uint64_t rows = 0;
   double weight_bytes = 0;
   double kv_bytes = 0;
-  double operations = 0;
+  Operations operations;
   std::uint64_t distinct_experts = 0;  // (layer, expert) pairs with a token, each step's added up
 
   double bytes() const { return weight_bytes + kv_bytes; }
@@ -59,12 +70,12 @@ class WorkMeter {
   /// The dense weights of a stack.
   struct Dense {
     double bytes = 0;
-    double operations = 0;  // of a row
+    Operations operations;  // of a row
   };
   /// A routed expert of a sparse layer.
   struct Expert {
     double bytes = 0;
-    double operations = 0;  // of a row
+    Operations operations;  // of a row
   };
 
   Dense& dense(bool encoder) { return encoder ? encoder_ : decoder_; }
@@ -73,6 +84,7 @@ class WorkMeter {
   const KvType kv_type_;
   double embedding_row_bytes_ = 0;
   double head_bytes_ = 0;
+  Operations head_operations_;  // of a row
   Dense encoder_;
   Dense decoder_;
   std::vector<Expert> experts_;  // by sparse layer

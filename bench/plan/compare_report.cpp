@@ -5,8 +5,8 @@
 #include "bench/plan/cost_plan.h"
 #include "bench/plan/kv_storage.h"
 #include "bench/plan/memory_plan.h"
-#include "bench/plan/table.h"
 #include "bench/plan/units.h"
+#include "bench/table.h"
 
 namespace moe {
 namespace {
@@ -50,10 +50,11 @@ Result<ComparedModel> CompareModel(const NamedModel& model, const CompareOptions
                          .experts = config.num_experts(),
                          .experts_per_token = config.experts_per_token()};
   for (const std::string& type : options.weight_types) {
-    MOE_ASSIGN_OR_RETURN(const WeightScheme scheme, MakeWeightScheme(type, config, options.quantization));
+    MOE_ASSIGN_OR_RETURN(const WeightScheme scheme, MakeWeightScheme(type, config, options.attention_weight_type));
     compared.weight_bytes.push_back(CountWeightBytes(config, scheme).total);
   }
-  MOE_ASSIGN_OR_RETURN(const WeightScheme read, MakeWeightScheme(options.read_type, config, options.quantization));
+  MOE_ASSIGN_OR_RETURN(const WeightScheme read,
+                       MakeWeightScheme(options.read_type, config, options.attention_weight_type));
   for (const std::uint64_t batch : options.batches) {
     if (batch < 1 || batch > kMostBatch) return InvalidArgument("batch ", batch, " is not in 1 … ", kMostBatch);
     const StepWork work = CountStepWork(config, read, {.tokens = batch});
@@ -70,11 +71,9 @@ std::string CompareJson(std::span<const ComparedModel> models, const CompareOpti
   const Json json = {{"assumptions",
                       {{"read_weight_type", options.read_type},
                        {"kv_element_bytes", options.kv_element_bytes},
-                       {"routing", "uniform"},
-                       {"int8_group", options.quantization.int8_group},
-                       {"int8_scale_bytes", options.quantization.int8_scale_bytes},
-                       {"int4_group", options.quantization.int4_group},
-                       {"int4_scale_bytes", options.quantization.int4_scale_bytes}}},
+                       {"attention_weight_type",
+                        options.attention_weight_type ? Json(Name(*options.attention_weight_type)) : Json(nullptr)},
+                       {"routing", "uniform"}}},
                      {"models", list}};
   return json.dump(2) + "\n";
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -18,7 +19,7 @@ struct CompareOptions {
   std::string read_type = "stored";       // whose bytes a token reads
   std::vector<std::uint64_t> batches = {1, 64};
   std::uint64_t kv_element_bytes = 4;
-  QuantizationOptions quantization;
+  std::optional<WeightType> attention_weight_type;  // as MakeWeightScheme takes it
 };
 
 struct ComparedModel {

@@ -18,9 +18,7 @@ bool ReadWhenDecoding(const ModelConfig& config, const PlacedWeight& weight) {
 }
 
 /// Tables of which a token reads one row.
-bool IsLookup(const ModelConfig& config, TensorRole role) {
-  return (role == TensorRole::kEmbedding && !config.tied_embeddings) || role == TensorRole::kPositions;
-}
+bool IsLookup(TensorRole role) { return role == TensorRole::kEmbedding || role == TensorRole::kPositions; }
 
 void AddWeights(const ModelConfig& config, const WeightScheme& scheme, double tokens, StepWork& work) {
   ForEachWeight(config, [&](const PlacedWeight& weight) {
@@ -31,9 +29,14 @@ void AddWeights(const ModelConfig& config, const WeightScheme& scheme, double to
       const GateSpec& gate = config.layers[static_cast<std::size_t>(weight.layer)].moe->gate;
       work.expert_bytes += bytes * ExpectedDistinctExperts(gate.num_experts, gate.experts_per_token, tokens);
       work.expert_flops += 2 * elements * tokens * gate.experts_per_token;
-    } else if (IsLookup(config, weight.spec.role)) {
+    } else if (IsLookup(weight.spec.role)) {
       const auto rows = static_cast<double>(weight.spec.shape.front());
       work.dense_bytes += bytes / rows * std::min(tokens, rows);
+      // A tied table is read once more, as the output matrix that the engine packs from it.
+      if (config.tied_embeddings && weight.spec.role == TensorRole::kEmbedding) {
+        work.dense_bytes += static_cast<double>(TiedHeadBytes(config, scheme));
+        work.dense_flops += 2 * elements * tokens;
+      }
     } else {
       work.dense_bytes += bytes;
       work.dense_flops += 2 * elements * tokens;

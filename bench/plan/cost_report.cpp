@@ -2,8 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "bench/plan/table.h"
 #include "bench/plan/units.h"
+#include "bench/table.h"
 
 namespace moe {
 namespace {
@@ -16,6 +16,7 @@ Json Given(double value, double figure) { return value > 0 ? Json(figure) : Json
 Json AssumptionsJson(const CostReport& report) {
   const CostOptions& o = report.options;
   return {{"weight_type", report.scheme.name},
+          {"held_as", Describe(report.scheme)},
           {"context", o.context},
           {"encoder_tokens", report.model.config.has_encoder() ? Json(o.encoder_tokens) : Json(nullptr)},
           {"kv_element_bytes", o.kv_element_bytes},
@@ -63,9 +64,9 @@ Json PointJson(const CostPoint& point, const CostOptions& options) {
 
 std::string AssumptionLines(const CostReport& report) {
   const CostOptions& o = report.options;
-  std::string text =
-      Cat(report.model.name, ", weights ", report.scheme.name, ", ", o.kv_element_bytes, "-byte KV cache, ",
-          WithSeparators(o.context), " positions behind each sequence, one new token each, uniform routing.\n");
+  std::string text = Cat(report.model.name, ", weights ", report.scheme.name, " (", Describe(report.scheme), "), ",
+                         o.kv_element_bytes, "-byte KV cache, ", WithSeparators(o.context),
+                         " positions behind each sequence, one new token each, uniform routing.\n");
   if (report.model.config.has_encoder())
     text += Cat("The encoder has run over ", WithSeparators(o.encoder_tokens), " positions and is not in a step.\n");
   text += Cat("Device (", report.device, report.device_source.empty() ? "" : ": " + report.device_source,

@@ -2,8 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "bench/plan/table.h"
 #include "bench/plan/units.h"
+#include "bench/table.h"
 #include "model/parameter_count.h"
 
 namespace moe {
@@ -40,6 +40,7 @@ Json EntryJson(const MemoryReport::Entry& entry) {
   Json ranks = Json::array();
   for (const RankMemory& rank : plan.ranks) ranks.push_back(RankJson(rank));
   return {{"weight_type", entry.scheme.name},
+          {"held_as", Describe(entry.scheme)},
           {"weights", WeightsJson(plan.weights)},
           {"fits", plan.fits},
           {"all_ranks", plan.all_ranks},
@@ -78,16 +79,10 @@ Json AssumptionsJson(const MemoryReport& report) {
           {"redundant_experts", o.redundant_experts},
           {"device", report.device},
           {"device_memory", o.device_bytes},
-          {"memory_share", o.usable_share},
-          {"int8_group", report.quantization.int8_group},
-          {"int8_scale_bytes", report.quantization.int8_scale_bytes},
-          {"int4_group", report.quantization.int4_group},
-          {"int4_scale_bytes", report.quantization.int4_scale_bytes}};
+          {"memory_share", o.usable_share}};
 }
 
 std::string Bytes(std::uint64_t bytes) { return ShortBytes(static_cast<double>(bytes)); }
-
-std::string GroupText(int group) { return group == 0 ? "output" : Cat(group, " inputs"); }
 
 std::string AssumptionLines(const MemoryReport& report) {
   const MemoryOptions& o = report.options;
@@ -108,10 +103,8 @@ std::string AssumptionLines(const MemoryReport& report) {
   const double share = static_cast<double>(o.device_bytes) * o.usable_share;
   text += Cat("Each rank may use ", ShortBytes(share), ": ", Significant(100 * o.usable_share, 3), " % of ",
               Bytes(o.device_bytes), " (", report.device, ").\n");
-  text += Cat("int8: a scale of ", report.quantization.int8_scale_bytes, " bytes for each ",
-              GroupText(report.quantization.int8_group), "; int4: of ", report.quantization.int4_scale_bytes,
-              " bytes for each ", GroupText(report.quantization.int4_group),
-              "; mxfp4: routed experts, the rest bf16. Norms, biases and routers stay f32.\n");
+  for (const MemoryReport::Entry& entry : report.entries)
+    text += Cat(entry.scheme.name, ": ", Describe(entry.scheme), "\n");
   return text;
 }
 

@@ -12,7 +12,6 @@ namespace moe {
 struct MemoryReport {
   const NamedModel& model;
   const MemoryOptions& options;
-  const QuantizationOptions& quantization;
   std::string device;  // whose memory: "this machine", "h100-sxm", "--device-memory"
   struct Entry {
     WeightScheme scheme;

@@ -3,8 +3,8 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "bench/plan/table.h"
 #include "bench/plan/units.h"
+#include "bench/table.h"
 
 namespace moe {
 namespace {

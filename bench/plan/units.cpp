@@ -3,20 +3,14 @@
 #include <array>
 #include <charconv>
 #include <cmath>
-#include <cstdio>
 #include <optional>
 #include <span>
 
+#include "bench/table.h"
 #include "model/json.h"
 
 namespace moe {
 namespace {
-
-std::string Formatted(const char* format, int digits, double value) {
-  std::array<char, 64> text{};
-  std::snprintf(text.data(), text.size(), format, digits, value);
-  return text.data();
-}
 
 std::string WithUnit(double value, double step, std::span<const std::string_view> units) {
   std::size_t unit = 0;
@@ -24,7 +18,7 @@ std::string WithUnit(double value, double step, std::span<const std::string_view
     value /= step;
     ++unit;
   }
-  return Cat(Formatted("%.*f", unit == 0 ? 0 : 2, value), units[unit].empty() ? "" : " ", units[unit]);
+  return Cat(Format("%.*f", unit == 0 ? 0 : 2, value), units[unit].empty() ? "" : " ", units[unit]);
 }
 
 struct Unit {
@@ -100,10 +94,10 @@ std::string ShortBytes(double bytes) {
 }
 
 std::string Significant(double value, int digits) {
-  if (value == 0 || !std::isfinite(value)) return Formatted("%.*g", digits, value);
+  if (value == 0 || !std::isfinite(value)) return Format("%.*g", digits, value);
   const int magnitude = static_cast<int>(std::floor(std::log10(std::abs(value))));
-  if (magnitude < -3 || magnitude >= 7) return Formatted("%.*g", digits, value);
-  return Formatted("%.*f", std::max(0, digits - 1 - magnitude), value);
+  if (magnitude < -3 || magnitude >= 7) return Format("%.*g", digits, value);
+  return Format("%.*f", std::max(0, digits - 1 - magnitude), value);
 }
 
 Result<std::uint64_t> ParseBytes(std::string_view text) {

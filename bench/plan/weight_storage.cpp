@@ -1,17 +1,17 @@
 #include "bench/plan/weight_storage.h"
 
-#include "core/check.h"
+#include "core/text.h"
+#include "kernels/quantize.h"
 #include "model/json.h"
+#include "model/weight_bytes.h"
 
 namespace moe {
 namespace {
 
 std::uint64_t CeilDiv(std::uint64_t a, std::uint64_t b) { return (a + b - 1) / b; }
 
-constexpr MatrixFormat kF32{.bits = 32};
-constexpr MatrixFormat kHalf{.bits = 16};
-constexpr MatrixFormat kMxfp4{.bits = 4, .group = 32, .scale_bytes = 1};
-constexpr MatrixFormat kFp8{.bits = 8, .group = 128, .block_rows = 128, .scale_bytes = 4};
+constexpr BlockFormat kMxfp4{.bits = 4, .group = 32, .scale_bytes = 1};
+constexpr BlockFormat kFp8{.bits = 8, .group = 128, .block_rows = 128, .scale_bytes = 4};
 
 std::string_view StoredName(const ModelConfig& config) {
   switch (config.encoding) {
@@ -22,47 +22,61 @@ std::string_view StoredName(const ModelConfig& config) {
   return Name(config.stored_type);
 }
 
-// Tables that a step reads rows of, or that a published fp8 checkpoint leaves alone.
+// Tables that a step reads rows of, and the head: published fp8 checkpoints leave them alone.
 bool IsOuterMatrix(TensorRole role) {
   return role == TensorRole::kEmbedding || role == TensorRole::kHead || role == TensorRole::kPositions;
 }
 
+// The blocks that a weight is in; none: it is held as the scheme's types say.
+std::optional<BlockFormat> BlocksOf(const PlacedWeight& weight, const WeightScheme& scheme) {
+  if (!HeldInWeightType(weight.spec)) return std::nullopt;
+  if (scheme.blocks == StoredEncoding::kMxfp4 && weight.routed) return kMxfp4;
+  if (scheme.blocks == StoredEncoding::kFp8Blocks && !IsOuterMatrix(weight.spec.role)) return kFp8;
+  return std::nullopt;
+}
+
 }  // namespace
 
-std::uint64_t MatrixFormat::ValueBytes(std::uint64_t outputs, std::uint64_t inputs) const {
+std::uint64_t BlockFormat::ValueBytes(std::uint64_t outputs, std::uint64_t inputs) const {
   constexpr std::uint64_t kBitsPerByte = 8;
   return outputs * CeilDiv(inputs * static_cast<std::uint64_t>(bits), kBitsPerByte);
 }
 
-std::uint64_t MatrixFormat::ScaleBytes(std::uint64_t outputs, std::uint64_t inputs) const {
-  const std::uint64_t along_row = group == 0 ? 1 : CeilDiv(inputs, static_cast<std::uint64_t>(group));
-  return CeilDiv(outputs, static_cast<std::uint64_t>(block_rows)) * along_row * static_cast<std::uint64_t>(scale_bytes);
+std::uint64_t BlockFormat::ScaleBytes(std::uint64_t outputs, std::uint64_t inputs) const {
+  return CeilDiv(outputs, static_cast<std::uint64_t>(block_rows)) * CeilDiv(inputs, static_cast<std::uint64_t>(group)) *
+         static_cast<std::uint64_t>(scale_bytes);
 }
 
 Result<WeightScheme> MakeWeightScheme(std::string_view name, const ModelConfig& config,
-                                      const QuantizationOptions& options) {
-  WeightScheme scheme{.name = std::string(name)};
-  if (name == "stored") name = StoredName(config);
-  if (name == "f32") {
-    scheme.experts = scheme.matrices = kF32;
-  } else if (name == "bf16" || name == "f16") {
-    scheme.experts = scheme.matrices = kHalf;
-  } else if (name == "int8") {
-    scheme.experts = {.bits = 8, .group = options.int8_group, .scale_bytes = options.int8_scale_bytes};
-    scheme.matrices = scheme.experts;
-  } else if (name == "int4") {
-    scheme.experts = {.bits = 4, .group = options.int4_group, .scale_bytes = options.int4_scale_bytes};
-    scheme.matrices = scheme.experts;
+                                      std::optional<WeightType> attention) {
+  WeightScheme scheme{.name = std::string(name), .types = WeightType::kBf16};
+  if (name == "stored") {
+    name = StoredName(config);
+    attention.reset();
+  }
+  if (const std::optional<WeightType> type = ParseWeightType(name)) {
+    scheme.types = {*type, attention};
   } else if (name == "mxfp4") {
-    scheme.experts = kMxfp4;
-    scheme.matrices = kHalf;
+    scheme.blocks = StoredEncoding::kMxfp4;
   } else if (name == "fp8") {
-    scheme.experts = scheme.matrices = kFp8;
+    scheme.blocks = StoredEncoding::kFp8Blocks;
   } else {
     return InvalidArgument("weight type \"", Printable(name),
                            "\" is unknown (stored, f32, bf16, f16, int8, int4, mxfp4, fp8)");
   }
   return scheme;
+}
+
+std::string Describe(const WeightScheme& scheme) {
+  constexpr std::string_view kSmall = "; gates, norms and biases f32";
+  if (scheme.blocks == StoredEncoding::kMxfp4)
+    return Cat("routed experts in MXFP4 blocks, other matrices bf16", kSmall);
+  if (scheme.blocks == StoredEncoding::kFp8Blocks)
+    return Cat("matrices in FP8 blocks, embedding and head bf16", kSmall);
+  const WeightTypes& types = scheme.types;
+  const WeightType embedding = HeldType({.role = TensorRole::kEmbedding, .shape = {1, 1}}, types);
+  return Cat("experts and other MLPs ", Name(types.mlps), ", attention and head ", Name(types.attention),
+             ", embedding ", Name(embedding), kSmall);
 }
 
 void ForEachWeight(const ModelConfig& config, const std::function<void(const PlacedWeight&)>& visit) {
@@ -79,18 +93,22 @@ void ForEachWeight(const ModelConfig& config, const std::function<void(const Pla
 
 StoredBytes BytesOf(const PlacedWeight& weight, const WeightScheme& scheme) {
   const TensorSpec& spec = weight.spec;
-  constexpr std::uint64_t kF32Bytes = 4;
-  if (!HeldInWeightType(spec)) return {.bytes = spec.elements() * kF32Bytes};
-  MatrixFormat format = weight.routed ? scheme.experts : scheme.matrices;
-  if (format.block_rows > 1 && IsOuterMatrix(spec.role)) format = kHalf;
+  if (spec.shape.size() != 2) return {.bytes = HeldBytes(spec, scheme.types)};
   const auto outputs = static_cast<std::uint64_t>(spec.shape[0]);
   const auto inputs = static_cast<std::uint64_t>(spec.shape[1]);
-  const std::uint64_t scales = format.ScaleBytes(outputs, inputs);
-  return {.bytes = format.ValueBytes(outputs, inputs) + scales, .scales = scales};
+  if (const std::optional<BlockFormat> blocks = BlocksOf(weight, scheme)) {
+    const std::uint64_t scales = blocks->ScaleBytes(outputs, inputs);
+    return {.bytes = blocks->ValueBytes(outputs, inputs) + scales, .scales = scales};
+  }
+  return {.bytes = HeldBytes(spec, scheme.types), .scales = ScaleBytes(outputs, inputs, HeldType(spec, scheme.types))};
+}
+
+std::uint64_t TiedHeadBytes(const ModelConfig& config, const WeightScheme& scheme) {
+  return config.tied_embeddings ? HeadBytes(config, scheme.types) : 0;
 }
 
 WeightBytes CountWeightBytes(const ModelConfig& config, const WeightScheme& scheme) {
-  WeightBytes count;
+  WeightBytes count{.tied_head_copy = TiedHeadBytes(config, scheme)};
   count.expert_each.resize(config.layers.size());
   ForEachWeight(config, [&](const PlacedWeight& weight) {
     const StoredBytes one = BytesOf(weight, scheme);
@@ -103,7 +121,6 @@ WeightBytes CountWeightBytes(const ModelConfig& config, const WeightScheme& sche
     } else {
       count.dense += bytes;
     }
-    if (config.tied_embeddings && weight.spec.role == TensorRole::kEmbedding) count.tied_head_copy += bytes;
   });
   return count;
 }

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -11,42 +12,37 @@
 #include "core/status.h"
 #include "model/config.h"
 #include "model/tensor_specs.h"
+#include "model/weight_types.h"
 
 namespace moe {
 
-/// How the matrices of a kind are kept: values of `bits`, and a scale for each block of `block_rows` outputs by
-/// `group` inputs. Ragged blocks at the edges have a scale too.
-struct MatrixFormat {
-  int bits = 32;
-  int group = 0;        // inputs; 0: a whole row
+/// How matrices of a published checkpoint are kept that the engine widens when it loads them: values of `bits`, and a
+/// scale for each block of `block_rows` outputs by `group` inputs. Ragged blocks at the edges have a scale too.
+struct BlockFormat {
+  int bits = 0;
+  int group = 0;        // inputs
   int block_rows = 1;   // outputs
-  int scale_bytes = 0;  // of one scale; 0: there are none
+  int scale_bytes = 0;  // of one scale
 
   std::uint64_t ValueBytes(std::uint64_t outputs, std::uint64_t inputs) const;  // each row rounded up to whole bytes
   std::uint64_t ScaleBytes(std::uint64_t outputs, std::uint64_t inputs) const;
 };
 
-/// A weight type of the planner. Norms, biases, routers and the other small tables stay f32 in all of them, as the
-/// engine holds them.
+/// A weight type of the planner: one of the engine's, held as model/weight_types.h says, or a checkpoint's blocks.
 struct WeightScheme {
-  std::string name;       // "int4"
-  MatrixFormat experts;   // matrices of routed experts
-  MatrixFormat matrices;  // all other matrices, embedding and head included
+  std::string name;  // as it was asked for: "int4", "stored"
+  WeightTypes types;
+  /// mxfp4: of routed experts; fp8: of all matrices but tables and head. What it is not for is of `types`, bf16.
+  StoredEncoding blocks = StoredEncoding::kPlain;
 };
 
-/// What can be chosen about the schemes with scales.
-struct QuantizationOptions {
-  int int8_group = 0;  // inputs; 0: a scale for each output
-  int int8_scale_bytes = 4;
-  int int4_group = 32;
-  int int4_scale_bytes = 2;
-};
-
-/// "f32", "bf16", "f16", "int8", "int4", "mxfp4" (routed experts; the rest bf16), "fp8" (projections in blocks of 128 ×
-/// 128 with f32 scales; embedding and head bf16), "stored": what the configuration says of the checkpoint.
-/// INVALID_ARGUMENT for another name.
+/// "f32", "bf16", "f16", "int8", "int4", "mxfp4", "fp8", "stored": what the configuration says of the checkpoint.
+/// `attention`, if any, is for the engine's types what `--attention-weight-type` is. INVALID_ARGUMENT for another name.
 Result<WeightScheme> MakeWeightScheme(std::string_view name, const ModelConfig& config,
-                                      const QuantizationOptions& options);
+                                      std::optional<WeightType> attention = std::nullopt);
+
+/// What is held in what: "experts int4, attention and head int8, embedding bf16".
+std::string Describe(const WeightScheme& scheme);
 
 /// A weight, where it is, and how many like it there are.
 struct PlacedWeight {
@@ -77,6 +73,9 @@ struct WeightBytes {
 
   std::uint64_t experts() const { return total - dense; }
 };
+
+/// Of the head that the engine packs from a tied table; 0 where it is not tied.
+std::uint64_t TiedHeadBytes(const ModelConfig& config, const WeightScheme& scheme);
 
 WeightBytes CountWeightBytes(const ModelConfig& config, const WeightScheme& scheme);
 

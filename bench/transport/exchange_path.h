@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <string_view>
+#include <vector>
 
 #include "core/status.h"
 
@@ -20,8 +22,8 @@ class RouterPath {
  public:
   virtual ~RouterPath() = default;
   virtual std::string_view name() const = 0;
-  /// Sends to every worker and returns when all have replied.
-  virtual Status Exchange(const ExchangeBytes& bytes) = 0;
+  /// Sends to the first `workers` workers and returns when all of them have replied.
+  virtual Status Exchange(const ExchangeBytes& bytes, int workers) = 0;
 };
 
 /// A worker's half.
@@ -31,5 +33,8 @@ class WorkerPath {
   /// Takes one request and replies at once.
   virtual Status Answer(const ExchangeBytes& bytes) = 0;
 };
+
+using RouterPaths = std::vector<std::unique_ptr<RouterPath>>;
+using WorkerPaths = std::vector<std::unique_ptr<WorkerPath>>;
 
 }  // namespace moe

@@ -23,8 +23,8 @@ class CopyRouter final : public RouterPath {
   }
 
   std::string_view name() const override { return "memcpy"; }
-  Status Exchange(const ExchangeBytes& bytes) override {
-    for (std::size_t w = 0; w < sent_.size(); ++w) {
+  Status Exchange(const ExchangeBytes& bytes, int workers) override {
+    for (std::size_t w = 0; w < static_cast<std::size_t>(workers); ++w) {
       std::memcpy(received_[w].data(), sent_[w].data(), bytes.request);
       std::memcpy(sent_[w].data(), received_[w].data(), bytes.reply);
     }
@@ -41,25 +41,71 @@ class CopyWorker final : public WorkerPath {
   Status Answer(const ExchangeBytes&) override { return Status::Ok(); }
 };
 
+class InProcessLocalEnds final : public LocalEnds {
+ public:
+  InProcessLocalEnds(InProcessEnds ends, const ExchangeBytes& largest) : ends_(std::move(ends)), largest_(largest) {}
+
+  Result<WorkerSide> OpenWorker(WorkerId w) override {
+    WorkerSide side{.endpoint = ends_.workers[w.index()].get()};
+    side.baselines.push_back(std::make_unique<CopyWorker>());
+    return side;
+  }
+
+  Result<RouterSide> OpenRouter() override {
+    RouterSide side{.transport = ends_.routers.front().get()};
+    side.baselines.push_back(std::make_unique<CopyRouter>(static_cast<int>(ends_.workers.size()), largest_));
+    return side;
+  }
+
+  void CloseWorker(WorkerId w) override { ends_.workers[w.index()].reset(); }
+  void Close() override { ends_.routers.clear(); }
+
+ private:
+  InProcessEnds ends_;
+  const ExchangeBytes largest_;
+};
+
+// A worker's thread: its sides, one after the other as the router makes them, then what the router tells it.
+Status Serve(WorkerId worker, const std::vector<std::unique_ptr<LocalEnds>>& ends) {
+  std::vector<WorkerSide> sides;
+  for (const std::unique_ptr<LocalEnds>& of_transport : ends) {
+    MOE_ASSIGN_OR_RETURN(WorkerSide side, of_transport->OpenWorker(worker));
+    MOE_RETURN_IF_ERROR(Meet(*sides.emplace_back(std::move(side)).endpoint));
+  }
+  return ServeExchangeBench(sides);
+}
+
+Result<std::vector<ExchangeResult>> Route(const ExchangeBenchOptions& options,
+                                          const std::vector<std::unique_ptr<LocalEnds>>& ends,
+                                          const std::function<void(const ExchangeTest&)>& starting) {
+  std::vector<RouterSide> sides;
+  for (const std::unique_ptr<LocalEnds>& of_transport : ends) {
+    MOE_ASSIGN_OR_RETURN(RouterSide side, of_transport->OpenRouter());
+    MOE_RETURN_IF_ERROR(Meet(*sides.emplace_back(std::move(side)).transport));
+  }
+  return RunExchangeBench(options, sides, starting);
+}
+
 }  // namespace
 
-Result<std::vector<ExchangeResult>> RunExchangeBenchInProcess(const ExchangeBenchOptions& options, int workers,
-                                                              const std::function<void(std::size_t rows)>& starting) {
+Result<std::unique_ptr<LocalEnds>> MakeInProcessEnds(const ExchangeBenchOptions& options, int workers) {
   MOE_ASSIGN_OR_RETURN(InProcessEnds ends, MakeInProcess({.limits = LimitsOf(options), .num_workers = workers}));
+  return std::unique_ptr<LocalEnds>(std::make_unique<InProcessLocalEnds>(std::move(ends), LargestBytes(options)));
+}
+
+Result<std::vector<ExchangeResult>> RunExchangeBenchInProcess(
+    const ExchangeBenchOptions& options, int workers, const std::vector<std::unique_ptr<LocalEnds>>& ends,
+    const std::function<void(const ExchangeTest&)>& starting) {
   std::vector<std::jthread> threads;
-  for (std::unique_ptr<WorkerEndpoint>& end : ends.workers) {
-    threads.emplace_back([endpoint = std::move(end)]() mutable {
-      std::vector<std::unique_ptr<WorkerPath>> baselines;
-      baselines.push_back(std::make_unique<CopyWorker>());
-      // The router reports the failure: this end closes.
-      (void)ServeExchangeBench(*endpoint, baselines);
-      endpoint.reset();
+  for (int w = 0; w < workers; ++w) {
+    threads.emplace_back([worker = WorkerId(w), &ends] {
+      // The router reports the failure: this worker's ends close.
+      (void)Serve(worker, ends);
+      for (const std::unique_ptr<LocalEnds>& of_transport : ends) of_transport->CloseWorker(worker);
     });
   }
-  std::vector<std::unique_ptr<RouterPath>> baselines;
-  baselines.push_back(std::make_unique<CopyRouter>(workers, LargestBytes(options)));
-  Result<std::vector<ExchangeResult>> results = RunExchangeBench(options, *ends.routers.front(), baselines, starting);
-  ends.routers.clear();  // the workers end
+  Result<std::vector<ExchangeResult>> results = Route(options, ends, starting);
+  for (const std::unique_ptr<LocalEnds>& of_transport : ends) of_transport->Close();
   return results;
 }
 

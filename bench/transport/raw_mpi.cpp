@@ -36,15 +36,15 @@ class RawMpiRouter final : public RouterPath {
 
   std::string_view name() const override { return "raw_mpi"; }
 
-  Status Exchange(const ExchangeBytes& bytes) override {
-    const std::size_t workers = peers_.size();
-    for (std::size_t w = 0; w < workers; ++w)
+  Status Exchange(const ExchangeBytes& bytes, int workers) override {
+    const auto peers = static_cast<std::size_t>(workers);
+    for (std::size_t w = 0; w < peers; ++w)
       MOE_RETURN_IF_ERROR(Check("receive", MPI_Irecv(replies_[w].data(), Count(bytes.reply), MPI_BYTE, peers_[w], kTag,
                                                      comm_, &operations_[w])));
-    for (std::size_t w = 0; w < workers; ++w)
+    for (std::size_t w = 0; w < peers; ++w)
       MOE_RETURN_IF_ERROR(Check("send", MPI_Isend(requests_[w].data(), Count(bytes.request), MPI_BYTE, peers_[w], kTag,
-                                                  comm_, &operations_[workers + w])));
-    return Check("wait", MPI_Waitall(Count(operations_.size()), operations_.data(), MPI_STATUSES_IGNORE));
+                                                  comm_, &operations_[peers + w])));
+    return Check("wait", MPI_Waitall(Count(2 * peers), operations_.data(), MPI_STATUSES_IGNORE));
   }
 
  private:

@@ -19,21 +19,22 @@ TransportRouterPath::TransportRouterPath(Transport& transport)
   for (int w = 0; w < transport.num_workers(); ++w) std::ranges::fill(exchange_->request(WorkerId(w)), std::byte{1});
 }
 
-Status TransportRouterPath::Exchange(const ExchangeBytes& bytes) { return Run(bytes.request, bytes.reply); }
+Status TransportRouterPath::Exchange(const ExchangeBytes& bytes, int workers) { return Run(bytes, workers); }
 
-Status TransportRouterPath::Tell(std::span<const std::byte> message) {
-  for (int w = 0; w < num_workers(); ++w) std::ranges::copy(message, exchange_->request(WorkerId(w)).begin());
-  return Run(message.size(), 0);
+Status TransportRouterPath::Tell(std::span<const std::byte> message, int workers, std::span<const std::byte> others) {
+  for (int w = 0; w < num_workers(); ++w)
+    std::ranges::copy(w < workers ? message : others, exchange_->request(WorkerId(w)).begin());
+  return Run({.request = message.size(), .reply = 0}, num_workers());
 }
 
-Status TransportRouterPath::Run(std::size_t request_bytes, std::size_t reply_bytes) {
-  std::ranges::fill(request_bytes_, request_bytes);
+Status TransportRouterPath::Run(const ExchangeBytes& bytes, int workers) {
+  for (int w = 0; w < num_workers(); ++w) request_bytes_[static_cast<std::size_t>(w)] = w < workers ? bytes.request : 0;
   MOE_RETURN_IF_ERROR(exchange_->Start(request_bytes_));
   MOE_RETURN_IF_ERROR(exchange_->Wait(After(kTimeout)));
-  for (int w = 0; w < num_workers(); ++w) {
-    if (const std::size_t arrived = exchange_->reply(WorkerId(w)).size(); arrived != reply_bytes)
+  for (int w = 0; w < workers; ++w) {
+    if (const std::size_t arrived = exchange_->reply(WorkerId(w)).size(); arrived != bytes.reply)
       return Internal("rank ", transport_.rank(WorkerId(w)), " replied with ", arrived, " bytes instead of ",
-                      reply_bytes);
+                      bytes.reply);
   }
   return Status::Ok();
 }

@@ -19,12 +19,13 @@ class TransportRouterPath final : public RouterPath {
 
   std::string_view name() const override { return transport_.name(); }
   int num_workers() const { return transport_.num_workers(); }
-  Status Exchange(const ExchangeBytes& bytes) override;
-  /// One exchange, not measured, whose requests are `message`; replies are empty.
-  Status Tell(std::span<const std::byte> message);
+  Status Exchange(const ExchangeBytes& bytes, int workers) override;
+  /// One exchange, not measured, whose requests are `message` to the first `workers` workers, and `others`, as long, to
+  /// the others; replies are empty.
+  Status Tell(std::span<const std::byte> message, int workers, std::span<const std::byte> others);
 
  private:
-  Status Run(std::size_t request_bytes, std::size_t reply_bytes);
+  Status Run(const ExchangeBytes& bytes, int workers);
 
   Transport& transport_;
   const std::unique_ptr<moe::Exchange> exchange_;

@@ -91,6 +91,14 @@ class ComparePeersTest(unittest.TestCase):
         peer = self.rows(self.measured("--rounds", 3))["tg8", 4, "llama-server"]
         self.assertEqual((peer["ratio"], peer["ratio_min"], peer["ratio_max"]), (5, 5, 5))
 
+    def test_shares_of_the_roofs_are_medians_over_the_rounds(self):
+        row = self.rows(self.measured("--rounds", 3))["tg8", 4, "moe_bench"]
+        self.assertEqual((row["s_mbu"], row["s_mfu"]), (0.5, 0.25))  # of 0.5, 0.5 and 0.25; 0.25, 0.25 and 0.125
+        self.install("moe_bench-knows-no-peak-once")
+        self.log.write_text("")
+        row = self.rows(self.measured("--rounds", 3))["tg8", 4, "moe_bench"]
+        self.assertEqual((row["s_mbu"], row["s_mfu"]), (0.5, None))
+
     def test_ratios_of_rounds_show_a_slow_round(self):
         row = self.rows(self.measured("--rounds", 3))["pp16", 1, "llama-bench"]
         self.assertEqual((row["ratio"], row["ratio_min"], row["ratio_max"]), (2, 1, 2))

@@ -2,8 +2,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "test_folders.h"
 #include "tests/bench/program.h"
 
 namespace moe {
@@ -51,13 +53,21 @@ TEST_F(Program, EngineWritesTheEnvelopeWithTheMachinesRoofs) {
     EXPECT_GE(result["tokens_per_s_stddev"], 0);
     EXPECT_EQ(result["repetitions"].size(), 2u);
   }
+  for (const json& result : results) {
+    EXPECT_THAT(result["binding"]["roof"], testing::AnyOf("bandwidth", "arithmetic"));
+    EXPECT_GT(result["binding"]["share"], 0);
+    EXPECT_EQ(result["machine"].size(), 2u);
+    EXPECT_GT(result["machine"][1]["read_bandwidth_bytes_per_s"], 0);
+  }
   EXPECT_EQ(results[2]["distinct_experts"], 2);  // one token at a time
 }
 
 TEST_F(Program, EngineTakesAttentionInATypeOfItsOwn) {
   const auto bytes_per_token = [&](const std::string& flags) {
     const Outcome run = Run(Cat("engine --model ", Source("models/eight-languages-moe"),
-                                " -p 0 -n 1 -b 1 -r 1 --threads 1 --no-roofs --json --weight-type int4 ", flags));
+                                " -p 0 -n 1 -b 1 -r 1 --threads 1 --no-roofs --json --weight-type int4 "
+                                "--weight-cache off ",
+                                flags));
     EXPECT_EQ(run.exit_code, 0) << run.err;
     const json result = json::parse(run.out)["results"][0];
     EXPECT_EQ(result["weight_type"], "int4");
@@ -66,6 +76,45 @@ TEST_F(Program, EngineTakesAttentionInATypeOfItsOwn) {
   const double int8 = bytes_per_token("");
   EXPECT_EQ(bytes_per_token("--attention-weight-type int8"), int8) << "what int4 stands for";
   EXPECT_GT(bytes_per_token("--attention-weight-type f32"), int8);
+}
+
+TEST_F(Program, EngineAndQualityShareWhatIsQuantized) {
+  const std::string model = Source("models/eight-languages-moe");
+  const bool beside = std::filesystem::exists(model + "/moe-cache");
+  const std::string cache = Cat(" --weight-type int8 --weight-cache ", folder_, "/kept");
+  const std::string engine = Cat("engine --model ", model, " -p 0 -n 1 -b 1 -r 1 --threads 1 --no-roofs", cache);
+  const Outcome first = Run(engine);
+  ASSERT_EQ(first.exit_code, 0) << first.err;
+  EXPECT_EQ(first.err, "");
+  const std::filesystem::path head = folder_ + "/kept/eight-languages-moe/int8/head.moew";
+  ASSERT_TRUE(std::filesystem::exists(head));
+  const auto written = std::filesystem::last_write_time(head);
+
+  const std::string quality =
+      Cat("quality --model ", model, " --text ", Source("models/held-out.txt"), " --max-windows 1 --json", cache);
+  const Outcome read = Run(quality);
+  ASSERT_EQ(read.exit_code, 0) << read.err;
+  EXPECT_EQ(std::filesystem::last_write_time(head), written) << "read, not written again";
+
+  std::filesystem::resize_file(head, 99);
+  const Outcome again = Run(engine);
+  ASSERT_EQ(again.exit_code, 0) << again.err;
+  EXPECT_THAT(again.err,
+              HasSubstr(Cat("moe_bench: rank 0: weight cache: refused ", head.string(), ", which has 99 b")));
+  EXPECT_EQ(Run(engine).err, "");
+  const Outcome other = Run(quality);
+  EXPECT_EQ(json::parse(other.out)["results"], json::parse(read.out)["results"]);
+  EXPECT_EQ(std::filesystem::exists(model + "/moe-cache"), beside) << "and nothing is left in the model's folder";
+}
+
+TEST_F(Program, EngineAndQualityRefuseAFolderThatCannotBeWritten) {
+  const std::string quality = Cat("quality --text ", Source("models/held-out.txt"));
+  for (const std::string& command : {std::string("engine"), quality}) {
+    const Outcome run =
+        Run(Cat(command, " --model ", Source("models/eight-languages-moe"), " --weight-cache /proc/kept"));
+    EXPECT_EQ(run.exit_code, 2) << run.err;
+    EXPECT_THAT(run.err, HasSubstr("--weight-cache \"/proc/kept\""));
+  }
 }
 
 TEST_F(Program, EnginePrintsATable) {
@@ -139,7 +188,7 @@ TEST_F(Program, QualityPrintsATable) {
               " --window 32 --max-windows 4 --tasks ", Source("models/tasks.jsonl"), " --max-tasks 8"));
   ASSERT_EQ(run.exit_code, 0) << run.err;
   EXPECT_THAT(run.out, HasSubstr("KL from f32"));
-  EXPECT_THAT(run.out, HasSubstr("\nmirror              1   100.0%\n"));
+  EXPECT_THAT(run.out, HasSubstr("\nmirror        1  100.0%\n"));
 }
 
 TEST_F(Program, CommandsRefuseBadUsageInOneSentence) {
@@ -158,6 +207,10 @@ TEST_F(Program, CommandsRefuseBadUsageInOneSentence) {
       {Cat("engine --model ", model, " --weight-type int3"), "int3"},
       {Cat("engine --model ", model, " --kv-type f16"), "f16"},
       {Cat("engine --model ", model, " --transport mpi"), "mpirun"},
+      {Cat("engine --model ", model, " --transport grpc"), "mpirun"},
+      {Cat("engine --model ", model, " --micro-batches 1,5"), "--micro-batches"},
+      {Cat("engine --model ", model, " --micro-batches 2,2"), "--micro-batches has 2 twice"},
+      {Cat("engine --model ", model, " --micro-batches 1,auto"), "--micro-batches auto stands alone"},
       {Cat("engine --model ", model, " --placement diagonal"), "diagonal"},
       {Cat("engine --model ", model, " --output /nonexistent/x"), "/nonexistent/x"},
       {Cat("engine --model ", model, " --config ", folder_, "/bad.toml"), "repetition"},
@@ -166,6 +219,13 @@ TEST_F(Program, CommandsRefuseBadUsageInOneSentence) {
       {"transport --hidden 0", "--hidden is 0"},
       {"transport --exchange-type f17", "f17"},
       {"transport --workers 0", "--workers"},
+      {"transport --workers 1,257", "--workers"},
+      {"transport --bytes 64,0", "--bytes 0: a message holds 1 to"},
+      {"transport --bytes 64,x", "--bytes"},
+      {"transport --bytes 64 --rows 4", "--bytes excludes --rows"},
+      {"transport --transports carrier-pigeon", "--transports carrier-pigeon is unknown"},
+      {"transport --transports mpi", "--transports mpi: mpi needs mpirun"},
+      {"transport --transports inprocess,nccl", "--transports nccl: nccl needs"},
       {"transport --repetitions 0", "--repetitions is 0"},
       {"transport --output /nonexistent/x", "/nonexistent/x"},
       {"kernels --rows 0", "--rows 0"},
@@ -183,13 +243,7 @@ TEST_F(Program, CommandsRefuseBadUsageInOneSentence) {
       {Cat("quality --model ", model, " --text ", text, " --tasks ", folder_, "/bad.jsonl"), "line 1"},
       {Cat("quality --model ", model, " --text ", text, " --output /nonexistent/x"), "/nonexistent/x"},
   };
-  for (const auto& [arguments, expected] : cases) {
-    const Outcome run = Run(arguments);
-    EXPECT_EQ(run.exit_code, 2) << arguments << ": " << run.err;
-    EXPECT_EQ(run.out, "") << arguments;
-    EXPECT_THAT(run.err, HasSubstr(expected)) << arguments;
-    EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;
-  }
+  for (const auto& [arguments, expected] : cases) ExpectRefused(arguments, expected);
 }
 
 TEST_F(Program, TransportWritesTheEnvelope) {
@@ -213,6 +267,41 @@ TEST_F(Program, TransportWritesTheEnvelope) {
   EXPECT_GT(results[1]["baselines"][0]["ratio"], 0);
 }
 
+TEST_F(Program, TransportMeasuresWhatOneProcessCanHave) {
+  const Outcome run =
+      Run("transport --transports all --bytes 64,4K --workers 2 --repetitions 2 --exchanges 3 --json --output "
+          "transport.json");
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_THAT(run.err, testing::MatchesRegex("moe_bench: --transports all leaves out mpi: mpi needs mpirun [^\n]*\n"
+                                             "moe_bench: --transports all leaves out nccl: nccl needs [^\n]*\n"));
+  const json report = json::parse(run.out);
+  EXPECT_EQ(json::parse(Read("transport.json")), report);
+  EXPECT_EQ(report["config"]["transports"], "all");
+  EXPECT_EQ(report["config"]["bytes"], "64,4096");
+  EXPECT_EQ(report["config"]["workers"], "2");
+  const json& results = report["results"];
+  ASSERT_EQ(results.size(), 6u);
+  const std::pair<int, int> tests[] = {{1, 64}, {2, 64}, {2, 4096}};
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    EXPECT_EQ(results[i]["transport"], i < 3 ? "inprocess" : "grpc");
+    EXPECT_EQ(results[i]["baselines"][0]["name"], i < 3 ? "memcpy" : "raw_grpc");
+    EXPECT_EQ(results[i]["workers"], tests[i % 3].first);
+    EXPECT_EQ(results[i]["request_bytes"], tests[i % 3].second);
+    EXPECT_TRUE(results[i]["rows"].is_null());
+    EXPECT_EQ(results[i]["one_way_latency_seconds"].is_null(), i % 3 != 0);
+    EXPECT_GT(results[i]["busbw_bytes_per_s"], 0);
+    EXPECT_GT(results[i]["seconds"]["p99"], 0);
+  }
+}
+
+TEST_F(Program, EngineTakesAListOfMicroBatches) {
+  const Outcome run = Run(Cat("engine --model ", Source("models/eight-languages-moe"),
+                              " -p 0 -n 2 -b 4 -r 1 --threads 1 --no-roofs --micro-batches 1,2,4"));
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_THAT(run.out, HasSubstr("\nmicro-batches in turn: "));
+  EXPECT_EQ(std::count(run.out.begin(), run.out.end(), '\n'), 1 + 2 + 3 + 1 + 1 + 2 + 3);
+}
+
 TEST_F(Program, EngineTakesFlagsFromTheEnvironment) {
   const Outcome run =
       Run("engine --json -p 4 -n 0 -b 1 --no-roofs", Cat("MOE_BENCH_MODEL=", Source("models/eight-languages-dense"),
@@ -222,6 +311,7 @@ TEST_F(Program, EngineTakesFlagsFromTheEnvironment) {
   EXPECT_EQ(results[0]["weight_type"], "f16");
   EXPECT_TRUE(results[0]["s_mbu"].is_null());
   EXPECT_TRUE(results[0]["s_mfu"].is_null());
+  EXPECT_TRUE(results[0]["binding"].is_null());
   EXPECT_EQ(results[0]["repetitions"].size(), 1u);
 }
 

@@ -33,14 +33,15 @@ def moe_bench() -> None:
         (f"tg{value('-n')}", batch, 100 * batch) for batch in map(int, value("-b").split(","))]
     # A third round that is slower by half: the median does not see it.
     factor = 0.5 if runs_before() // 2 == 2 else 1
+    mfu = None if FAULT == "moe_bench-knows-no-peak-once" and runs_before() < 2 else 0.25 * factor
     print(json.dumps({
         "schema": 1, "kind": "engine", "when": "2024-01-01T00:00:00Z",
         "host": {"cpu": "Fake CPU", "cores": 2, "memory_bytes": 1, "isa": "avx2", "read_bandwidth_bytes_per_s": 20e9,
                  "peak_flops": 100e9},
         "build": {"version": "0", "commit": "0", "compiler": "none"}, "config": {},
         "results": [
-            {"test": test, "batch": batch, "tokens_per_s": speed, "distinct_experts": 7.5, "s_mbu": 0.5, "s_mfu": 0.25,
-             "repetitions": [speed * factor] * int(value("-r"))} for test, batch, speed in tests
+            {"test": test, "batch": batch, "tokens_per_s": speed, "distinct_experts": 7.5, "s_mbu": 0.5 * factor,
+             "s_mfu": mfu, "repetitions": [speed * factor] * int(value("-r"))} for test, batch, speed in tests
             if FAULT != "moe_bench-misses-a-batch" or batch == 1]}))
 
 

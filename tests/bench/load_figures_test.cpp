@@ -19,7 +19,7 @@ SequenceRecord Sequence(const std::vector<int>& at) {
   for (const int ms : at) sequence.token_times.push_back(kStart + milliseconds(ms));
   sequence.token_hash = kHashStart;
   sequence.finishes = 1;
-  sequence.finish = FinishKind::kLength;
+  sequence.finish = ReplyFinish::kLength;
   sequence.finish_time = at.empty() ? kStart : sequence.token_times.back();
   sequence.usage_prompt_tokens = 10;
   sequence.usage_generated_tokens = static_cast<std::uint32_t>(at.size());
@@ -43,35 +43,36 @@ TEST(Judge, NamesEveryWayToGoWrong) {
   const Case cases[] = {
       {"", Verdict::kCompleted, [](CallRecord&, SequenceRecord&) {}},
       {"LOST_FINISH", Verdict::kLost,
-       [](CallRecord&, SequenceRecord& s) { s.finishes = 0, s.finish = FinishKind::kNone; }},
+       [](CallRecord&, SequenceRecord& s) { s.finishes = 0, s.finish = ReplyFinish::kNone; }},
       {"LOST_TOKENS", Verdict::kLost, [](CallRecord&, SequenceRecord& s) { s.token_times.pop_back(); }},
       {"DOUBLED_FINISH", Verdict::kDoubled, [](CallRecord&, SequenceRecord& s) { s.finishes = 2; }},
       {"TOKENS_AFTER_FINISH", Verdict::kDoubled, [](CallRecord&, SequenceRecord& s) { s.tokens_after_finish = 1; }},
       {"DOUBLED_TOKENS", Verdict::kDoubled,
        [](CallRecord&, SequenceRecord& s) { s.token_times.push_back(s.token_times.back()); }},
-      {"FINISH_FAILED", Verdict::kFailed, [](CallRecord&, SequenceRecord& s) { s.finish = FinishKind::kFailed; }},
-      {"FINISH_CANCELLED", Verdict::kFailed, [](CallRecord&, SequenceRecord& s) { s.finish = FinishKind::kCancelled; }},
-      {"UNKNOWN_FINISH", Verdict::kWrong, [](CallRecord&, SequenceRecord& s) { s.finish = FinishKind::kUnknown; }},
+      {"FINISH_FAILED", Verdict::kFailed, [](CallRecord&, SequenceRecord& s) { s.finish = ReplyFinish::kFailed; }},
+      {"FINISH_CANCELLED", Verdict::kFailed,
+       [](CallRecord&, SequenceRecord& s) { s.finish = ReplyFinish::kCancelled; }},
+      {"UNKNOWN_FINISH", Verdict::kWrong, [](CallRecord&, SequenceRecord& s) { s.finish = ReplyFinish::kUnknown; }},
       {"WRONG_PROMPT_COUNT", Verdict::kWrong, [](CallRecord&, SequenceRecord& s) { s.usage_prompt_tokens = 9; }},
       {"WRONG_LENGTH", Verdict::kWrong, [](CallRecord&, SequenceRecord& s) { s.max_new_tokens = 4; }},
       {"WRONG_LENGTH", Verdict::kWrong,
-       [](CallRecord&, SequenceRecord& s) { s.max_new_tokens = 2, s.finish = FinishKind::kStop; }},
+       [](CallRecord&, SequenceRecord& s) { s.max_new_tokens = 2, s.finish = ReplyFinish::kStop; }},
       {"", Verdict::kCompleted,
-       [](CallRecord&, SequenceRecord& s) { s.max_new_tokens = 9, s.finish = FinishKind::kStop; }},
+       [](CallRecord&, SequenceRecord& s) { s.max_new_tokens = 9, s.finish = ReplyFinish::kStop; }},
       {"INVALID_TOKEN", Verdict::kWrong, [](CallRecord&, SequenceRecord& s) { s.invalid_tokens = 1; }},
       {"STRAY_EVENT", Verdict::kWrong, [](CallRecord& c, SequenceRecord&) { c.stray_events = 1; }},
       {"UNAVAILABLE", Verdict::kFailed,
        [](CallRecord& c, SequenceRecord& s) {
-         c.status = "UNAVAILABLE", s.finishes = 0, s.finish = FinishKind::kNone;
+         c.status = "UNAVAILABLE", s.finishes = 0, s.finish = ReplyFinish::kNone;
        }},
       // All sequences failed for one reason: the call carries the status, and the reason is that.
       {"UNAVAILABLE", Verdict::kFailed,
-       [](CallRecord& c, SequenceRecord& s) { c.status = "UNAVAILABLE", s.finish = FinishKind::kFailed; }},
+       [](CallRecord& c, SequenceRecord& s) { c.status = "UNAVAILABLE", s.finish = ReplyFinish::kFailed; }},
       // Finished before its call broke off.
       {"", Verdict::kCompleted, [](CallRecord& c, SequenceRecord&) { c.status = "UNAVAILABLE"; }},
       {"INTERRUPTED", Verdict::kInterrupted,
        [](CallRecord& c, SequenceRecord& s) {
-         c.status = "CANCELLED", c.cancelled_by_client = true, s.finishes = 0, s.finish = FinishKind::kNone;
+         c.status = "CANCELLED", c.cancelled_by_client = true, s.finishes = 0, s.finish = ReplyFinish::kNone;
        }},
   };
   for (const Case& c : cases) {
@@ -107,10 +108,10 @@ TEST(SumUp, MatchesFiguresComputedByHand) {
   refused.status = "RESOURCE_EXHAUSTED";
   refused.message = "queue is full";
   refused.sent = kStart + milliseconds(407);
-  for (SequenceRecord& sequence : refused.sequences) sequence.finishes = 0, sequence.finish = FinishKind::kNone;
+  for (SequenceRecord& sequence : refused.sequences) sequence.finishes = 0, sequence.finish = ReplyFinish::kNone;
   CallRecord broken = Call(3, 500, {Sequence({600}), Sequence({700, 2000})});
   broken.sequences[0].finishes = 0;
-  broken.sequences[0].finish = FinishKind::kNone;
+  broken.sequences[0].finish = ReplyFinish::kNone;
   broken.sequences[1].finishes = 2;
   const std::vector<CallRecord> calls{Call(0, 0, {Sequence({100, 200, 300})}), Call(1, 100, {Sequence({400, 500})}),
                                       refused, broken};
@@ -147,7 +148,7 @@ TEST(SumUp, WithoutLimitsThereIsNoGoodput) {
 TEST(SumUp, OfFailuresOnlyHasNoLatencies) {
   CallRecord call = Call(0, 0, {Sequence({})});
   call.sequences[0].finishes = 0;
-  call.sequences[0].finish = FinishKind::kNone;
+  call.sequences[0].finish = ReplyFinish::kNone;
   const LoadFigures figures = SumUp(std::vector<CallRecord>{call}, kStart, {});
   EXPECT_FALSE(figures.ttft_ms);
   EXPECT_FALSE(figures.e2el_ms);

@@ -122,13 +122,7 @@ TEST_F(Program, BadUsageIsExitCodeTwoAndOneSentence) {
       {LoadArguments(server, "--text /nonexistent/x"), "/nonexistent/x"},
       {Cat("load --server ", server.address(), " --input-len 600"), "context of 512"},
   };
-  for (const auto& [arguments, expected] : cases) {
-    const Outcome run = Run(arguments);
-    EXPECT_EQ(run.exit_code, 2) << arguments << ": " << run.err;
-    EXPECT_EQ(run.out, "") << arguments;
-    EXPECT_THAT(run.err, HasSubstr(expected)) << arguments;
-    EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;
-  }
+  for (const auto& [arguments, expected] : cases) ExpectRefused(arguments, expected);
 }
 
 TEST_F(Program, NoServerIsExitCodeOne) {

@@ -1,16 +1,12 @@
 // The program itself: exit codes, one sentence on stderr, pure JSON on stdout, flags from file and environment.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <algorithm>
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
-#include "core/text.h"
+#include "test_folders.h"
+#include "tests/bench/program.h"
 
 namespace moe {
 namespace {
@@ -18,34 +14,9 @@ namespace {
 using nlohmann::json;
 using testing::HasSubstr;
 
-struct Outcome {
-  int exit_code = -1;
-  std::string out;
-  std::string err;
-};
-
-class PlanProgram : public testing::Test {
+class PlanProgram : public Program {
  protected:
-  void SetUp() override {
-    std::string name = testing::TempDir() + "/moe-plan-XXXXXX";
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    folder_ = name;
-  }
-  void TearDown() override { ASSERT_EQ(std::system(("rm -r '" + folder_ + "'").c_str()), 0); }
-
-  std::string Read(const std::string& name) const {
-    std::ostringstream text;
-    text << std::ifstream(folder_ + "/" + name).rdbuf();
-    return text.str();
-  }
-
-  // In an empty folder, so that nothing of the repository is found by a relative path.
-  Outcome Run(const std::string& arguments, const std::string& environment = "") const {
-    const std::string command = Cat("cd '", folder_, "' && env ", environment, " '", MOE_BINARY_DIR, "/bin/moe_plan' ",
-                                    arguments, " > out 2> err");
-    const int status = std::system(command.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, Read("out"), Read("err")};
-  }
+  PlanProgram() : Program("moe_plan") {}
 
   json Json(const std::string& arguments, const std::string& environment = "") const {
     const Outcome run = Run(arguments + " --json", environment);
@@ -53,12 +24,10 @@ class PlanProgram : public testing::Test {
     EXPECT_EQ(run.err, "");
     return json::parse(run.out);
   }
-
-  std::string folder_;
 };
 
 TEST_F(PlanProgram, HelpAndVersionAreNoErrors) {
-  for (const char* command : {"", "params", "memory", "cost", "compare"}) {
+  for (const char* command : {"", "params", "memory", "cost", "compare", "placement"}) {
     const Outcome help = Run(Cat(command, " --help"));
     EXPECT_EQ(help.exit_code, 0) << command;
     EXPECT_THAT(help.out, HasSubstr("Examples:")) << command;
@@ -116,7 +85,9 @@ TEST_F(PlanProgram, PlansMemory) {
   EXPECT_EQ(plan["by_weight_type"][0]["ranks"].size(), 3u);
   EXPECT_EQ(plan["by_weight_type"][0]["fits"], true);
   EXPECT_EQ(plan["by_weight_type"][1]["smallest_workers"], 0);
-  EXPECT_EQ(plan["assumptions"]["int4_group"], 32);
+  EXPECT_THAT(std::string(plan["by_weight_type"][1]["held_as"]), HasSubstr("MLPs int4, attention and head int8"));
+  const std::string wide = Run("memory mixtral-8x7b --weight-type int4 --attention-weight-type f32").out;
+  EXPECT_THAT(wide, HasSubstr("int4: experts and other MLPs int4, attention and head f32"));
   EXPECT_THAT(Run("memory mixtral-8x7b --workers 2 --weight-type int4").out, HasSubstr("1…2 each a worker"));
 }
 
@@ -161,8 +132,36 @@ TEST_F(PlanProgram, TakesFlagsFromFileAndEnvironment) {
   EXPECT_EQ(Json("params", "MOE_MODEL=gpt2")["name"], "gpt2");
 }
 
+TEST_F(PlanProgram, PlacesExpertsByTheirLoads) {
+  std::ofstream(folder_ + "/loads.json") << R"({"layers": [
+      [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86], [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27]]})";
+  const std::string flags = "placement --loads loads.json --workers 8 --slots 16 --nodes 2 --groups 4";
+  const json eplb = Json(flags + " --algorithm eplb --output eplb.json");
+  EXPECT_EQ(eplb["schema"], 1);
+  EXPECT_EQ(eplb["num_experts"], 12);
+  EXPECT_EQ(eplb["workers"], 8);
+  EXPECT_EQ(eplb["layers"][0]["slots"],
+            json::parse("[[5, 6], [5, 7], [8, 4], [3, 4], [10, 9], [10, 2], [0, 1], [11, 1]]"));
+  EXPECT_NEAR(eplb["figures"]["balancedness_after"], (0.828 + 0.805) / 2, 5e-4);
+  EXPECT_EQ(json::parse(Read("eplb.json"))["layers"], eplb["layers"]);
+
+  const json ours = Json(flags + " --current eplb.json --bytes-per-expert 10MB");
+  const json& figures = ours["figures"];
+  EXPECT_EQ(figures["balancedness_before"], eplb["figures"]["balancedness_after"]);
+  EXPECT_GT(figures["balancedness_after"], figures["balancedness_before"]);
+  EXPECT_GE(figures["lower_bound_balancedness"], figures["balancedness_after"]);
+  EXPECT_EQ(figures["bytes_moved"], figures["experts_moved"].get<int>() * 10'000'000);
+  EXPECT_GE(figures["seconds"], 0);
+  const json costly = Json(flags + " --current eplb.json --bytes-per-expert 10MB --cost-per-byte 1");
+  EXPECT_EQ(costly["figures"]["bytes_moved"], 0);
+  EXPECT_EQ(costly["layers"], eplb["layers"]);
+  EXPECT_EQ(Json("placement --loads loads.json --workers 7 --slots 17")["layers"][1]["slots"].size(), 7u);
+  EXPECT_THAT(Run(flags).out, HasSubstr("balancedness"));
+}
+
 TEST_F(PlanProgram, BadUsageIsExitCodeTwoAndOneSentence) {
   std::ofstream(folder_ + "/bad.toml") << "[memory]\nbach = 3\n";
+  std::ofstream(folder_ + "/two.json") << R"({"layers": [[3, 4]]})";
   std::ofstream(folder_ + "/bad.json") << R"({"model_type": "mixtral", "vocab_size": 9, "hidden_size": -3})";
   std::ofstream(folder_ + "/huge.json") << R"({"model_type": "mixtral", "vocab_size": 32000, "hidden_size": 1e30})";
   const std::pair<const char*, const char*> cases[] = {
@@ -185,7 +184,7 @@ TEST_F(PlanProgram, BadUsageIsExitCodeTwoAndOneSentence) {
       {"memory mixtral-8x7b --memory-share 0", "memory_share 0"},
       {"memory mixtral-8x7b --weight-type int3", "\"int3\""},
       {"memory mixtral-8x7b --kv-type int8", "int8"},
-      {"memory mixtral-8x7b --int8-scale-bytes 3", "--int8-scale-bytes"},
+      {"memory mixtral-8x7b --attention-weight-type int3", "int3"},
       {"memory mixtral-8x7b --placement nowhere.json", "nowhere.json"},
       {"memory mixtral-8x7b --redundant-experts 1", "redundant experts 1"},
       {"memory mixtral-8x7b --context 1000000000000 --batch 1000000", "63 bits"},
@@ -198,17 +197,23 @@ TEST_F(PlanProgram, BadUsageIsExitCodeTwoAndOneSentence) {
       {"cost mixtral-8x7b --device h100-sxm --efficiency 0", "efficiency 0"},
       {"cost mixtral-8x7b --device h100-sxm --devices 2 --workers 2", "exclude each other"},
       {"cost mixtral-8x7b --device h100-sxm --network 1GB/s", "--workers"},
+      {"placement --workers 2", "--loads FILE is missing"},
+      {"placement --loads two.json", "--workers is missing"},
+      {"placement --loads nowhere.json --workers 2", "nowhere.json"},
+      {"placement --loads bad.toml --workers 2", "bad.toml"},
+      {"placement --loads two.json --workers 2 --algorithm magic", "magic"},
+      {"placement --loads two.json --workers 2 --slots 3 --algorithm eplb", "3 slots cannot be divided evenly by 2"},
+      {"placement --loads two.json --workers 2 --slots 1", "slots 1"},
+      {"placement --loads two.json --workers 2 --slots 5", "slots 5"},
+      {"placement --loads two.json --workers 2 --bytes-per-expert big", "--bytes-per-expert: \"big\""},
+      {"placement --loads two.json --workers 2 --cost-per-byte 1", "--bytes-per-expert"},
+      {"placement --loads two.json --workers 2 --worker-speeds 1", "speeds of 1 workers"},
+      {"placement --loads two.json --workers 2 --worker-slots 2,0 --algorithm linear", "--worker-slots are for auto"},
+      {"placement --loads two.json --workers 2 --current two.json", "two.json"},
       {"compare", "models are missing"},
       {"compare gpt2 gpt5", "gpt5"},
   };
-  for (const auto& [arguments, expected] : cases) {
-    const Outcome run = Run(arguments);
-    EXPECT_EQ(run.exit_code, 2) << arguments << ": " << run.err;
-    EXPECT_EQ(run.out, "") << arguments;
-    EXPECT_THAT(run.err, HasSubstr(expected)) << arguments;
-    EXPECT_THAT(run.err, testing::StartsWith("moe_plan: ")) << arguments;
-    EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;
-  }
+  for (const auto& [arguments, expected] : cases) ExpectRefused(arguments, expected);
 }
 
 TEST_F(PlanProgram, AFullDiskIsExitCodeOne) {

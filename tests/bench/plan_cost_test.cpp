@@ -69,7 +69,8 @@ TEST(StepWork, ABatchReadsDenseWeightsOnceAndDistinctExpertsOnce) {
 TEST(StepWork, ALargeBatchReadsEverythingOnceAndNoMore) {
   for (const char* model : {"mixtral-8x7b", "gpt2", "deepseek-v3"}) {
     const StepWork work = Work(model, {.tokens = kMostBatch});
-    EXPECT_NEAR((work.dense_bytes + work.expert_bytes) / static_cast<double>(BytesAs("bf16", model).total), 1, 1e-12)
+    const WeightBytes all = BytesAs("bf16", model);
+    EXPECT_NEAR((work.dense_bytes + work.expert_bytes) / static_cast<double>(all.total + all.tied_head_copy), 1, 1e-12)
         << model;
   }
 }
@@ -83,6 +84,14 @@ TEST(StepWork, OperationsAreTwoForEachActiveParameter) {
     EXPECT_DOUBLE_EQ(work.flops(), 2.0 * static_cast<double>(CountParameters(config).active_without_embedding))
         << model.name;
   }
+}
+
+TEST(StepWork, ATiedTableIsLookedUpAndMultiplied) {
+  const StepWork bf16 = Work("llama-3.2-1b", {.tokens = 3});
+  EXPECT_DOUBLE_EQ(bf16.dense_bytes, static_cast<double>(BytesAs("bf16", "llama-3.2-1b").total) + 3 * 2 * 2048);
+  const WeightBytes int8 = BytesAs("int8", "llama-3.2-1b");
+  EXPECT_DOUBLE_EQ(Work("llama-3.2-1b", {.tokens = 3}, "int8").dense_bytes,
+                   static_cast<double>(int8.total - 2u * 128256 * 2048 + int8.tied_head_copy) + 3 * 2 * 2048);
 }
 
 TEST(StepWork, LatentAttentionReadsTheLatentOnceForAllHeads) {

@@ -184,7 +184,7 @@ TEST(MemoryPlan, BadOptionsAreNamed) {
 TEST(MemoryReport, TextAndJsonAgree) {
   const NamedModel model = *OpenModel("gpt-oss-120b");
   const MemoryOptions options = Options(4, 80 * kGB);
-  MemoryReport report{.model = model, .options = options, .quantization = {}, .device = "--device-memory"};
+  MemoryReport report{.model = model, .options = options, .device = "--device-memory"};
   report.entries.push_back({Scheme("mxfp4", model.config), Plan("gpt-oss-120b", options, "mxfp4")});
   const auto json = nlohmann::json::parse(MemoryJson(report));
   EXPECT_EQ(json["by_weight_type"][0]["ranks"].size(), 5u);

@@ -14,15 +14,16 @@ inline ModelConfig BuiltIn(const std::string& name) {
   return model.ok() ? model->config : ModelConfig{};
 }
 
-inline WeightScheme Scheme(std::string_view name, const ModelConfig& config, QuantizationOptions options = {}) {
-  const Result<WeightScheme> scheme = MakeWeightScheme(name, config, options);
+inline WeightScheme Scheme(std::string_view name, const ModelConfig& config,
+                           std::optional<WeightType> attention = std::nullopt) {
+  const Result<WeightScheme> scheme = MakeWeightScheme(name, config, attention);
   EXPECT_TRUE(scheme.ok()) << scheme.status().message();
   return scheme.ok() ? *scheme : WeightScheme{};
 }
 
-inline WeightBytes BytesAs(std::string_view type, const std::string& model, QuantizationOptions options = {}) {
+inline WeightBytes BytesAs(std::string_view type, const std::string& model) {
   const ModelConfig config = BuiltIn(model);
-  return CountWeightBytes(config, Scheme(type, config, options));
+  return CountWeightBytes(config, Scheme(type, config));
 }
 
 }  // namespace moe

@@ -9,6 +9,7 @@
 
 #include "bench/plan/params_report.h"
 #include "model/parameter_count.h"
+#include "test_folders.h"
 #include "tests/bench/plan_models.h"
 
 namespace moe {

@@ -5,6 +5,7 @@
 #include "bench/plan/activations.h"
 #include "bench/plan/kv_storage.h"
 #include "model/kv_cache.h"
+#include "model/weight_bytes.h"
 #include "router/expert_exchange.h"
 #include "tests/bench/plan_models.h"
 
@@ -25,30 +26,66 @@ TEST(WeightBytes, OfMixtralByType) {
   EXPECT_EQ(BytesAs("bf16", "mixtral-8x7b").experts(), 2 * kMixtralExperts);
 }
 
-TEST(WeightBytes, Int8HasAScaleForEachOutput) {
-  // Outputs of an expert, of a layer's attention, and of embedding and head.
-  const std::uint64_t outputs = 256 * (2 * 14336 + 4096) + 32 * (2 * 4096 + 2 * 1024) + 2 * 32000;
+TEST(WeightBytes, Int8HasAScaleForEachGroupOf64AndTheEmbeddingInBf16) {
+  const std::uint64_t table = 32000 * 4096;
   const WeightBytes bytes = BytesAs("int8", "mixtral-8x7b");
-  EXPECT_EQ(bytes.scales, 4 * outputs);
-  EXPECT_EQ(bytes.total, kMixtralMatrices + 4 * outputs + kMixtralSmall);
-  const WeightBytes grouped = BytesAs("int8", "mixtral-8x7b", {.int8_group = 128, .int8_scale_bytes = 2});
-  EXPECT_EQ(grouped.scales, 2 * kMixtralMatrices / 128);
+  EXPECT_EQ(bytes.scales, 2 * (kMixtralMatrices - table) / 64);
+  EXPECT_EQ(bytes.total, kMixtralMatrices - table + bytes.scales + 2 * table + kMixtralSmall);
 }
 
-TEST(WeightBytes, Int4HasAScaleForEachGroup) {
+TEST(WeightBytes, Int4IsForMlpsAndLeavesAttentionAndHeadInInt8) {
+  const std::uint64_t table = 32000 * 4096;
+  const std::uint64_t attention = std::uint64_t{32} * 4096 * (2 * 4096 + 2 * 1024);
   const WeightBytes bytes = BytesAs("int4", "mixtral-8x7b");
-  EXPECT_EQ(bytes.scales, 2 * kMixtralMatrices / 32);
-  EXPECT_EQ(bytes.total, kMixtralMatrices / 2 + 2 * kMixtralMatrices / 32 + kMixtralSmall);
-  EXPECT_EQ(BytesAs("int4", "mixtral-8x7b", {.int4_group = 64, .int4_scale_bytes = 4}).scales,
-            4 * kMixtralMatrices / 64);
+  EXPECT_EQ(bytes.experts(), kMixtralExperts / 2 + 2 * kMixtralExperts / 32);
+  EXPECT_EQ(bytes.dense, (attention + table) / 64 * 66 + 2 * table + kMixtralSmall);
+  EXPECT_EQ(bytes.scales, 2 * kMixtralExperts / 32 + 2 * (attention + table) / 64);
 }
 
-TEST(WeightBytes, RaggedGroupsAndOddRowsAreRoundedUp) {
-  const MatrixFormat format{.bits = 4, .group = 32, .scale_bytes = 2};
+TEST(WeightBytes, AttentionMayBeOfATypeOfItsOwn) {
+  const ModelConfig config = BuiltIn("mixtral-8x7b");
+  const auto bytes = [&](std::string_view type, std::optional<WeightType> attention) {
+    return CountWeightBytes(config, Scheme(type, config, attention));
+  };
+  EXPECT_EQ(bytes("int4", WeightType::kInt8).total, bytes("int4", std::nullopt).total);
+  EXPECT_EQ(bytes("int4", WeightType::kBf16).experts(), bytes("int4", std::nullopt).experts());
+  EXPECT_EQ(bytes("int4", WeightType::kBf16).dense, bytes("bf16", std::nullopt).dense);
+  for (const char* checkpoint : {"stored", "mxfp4", "fp8"})
+    EXPECT_EQ(bytes(checkpoint, WeightType::kF32).total, bytes(checkpoint, std::nullopt).total) << checkpoint;
+}
+
+// What the engine holds for the same type, by the function that its own checks and its benchmark's figures are from.
+TEST(WeightBytes, AreTheEnginesForEveryModelAndType) {
+  for (const PublishedModel& model : PublishedModels()) {
+    const ModelConfig config = BuiltIn(std::string(model.name));
+    if (!config.servable) continue;
+    for (const WeightType type :
+         {WeightType::kF32, WeightType::kBf16, WeightType::kF16, WeightType::kInt8, WeightType::kInt4}) {
+      const WeightBytes bytes = CountWeightBytes(config, Scheme(Name(type), config));
+      EXPECT_EQ(bytes.dense + bytes.tied_head_copy, DenseBytes(config, type)) << model.name << " " << Name(type);
+      for (const int layer : config.sparse_layers())
+        EXPECT_EQ(bytes.expert_each[static_cast<std::size_t>(layer)], ExpertBytes(config, layer, type))
+            << model.name << " " << Name(type);
+    }
+  }
+}
+
+TEST(WeightBytes, RaggedBlocksAndOddRowsAreRoundedUp) {
+  const BlockFormat format{.bits = 4, .group = 32, .scale_bytes = 2};
   EXPECT_EQ(format.ValueBytes(3, 33), 3u * 17);
   EXPECT_EQ(format.ScaleBytes(3, 33), 3u * 2 * 2);
-  const MatrixFormat blocks{.bits = 8, .group = 128, .block_rows = 128, .scale_bytes = 4};
+  const BlockFormat blocks{.bits = 8, .group = 128, .block_rows = 128, .scale_bytes = 4};
   EXPECT_EQ(blocks.ScaleBytes(576, 7168), 5u * 56 * 4);
+}
+
+TEST(WeightScheme, SaysWhatIsHeldInWhat) {
+  const ModelConfig config = BuiltIn("gpt-oss-20b");
+  EXPECT_EQ(Describe(Scheme("int4", config)),
+            "experts and other MLPs int4, attention and head int8, embedding bf16; gates, norms and biases f32");
+  EXPECT_EQ(Describe(Scheme("int8", config, WeightType::kF32)),
+            "experts and other MLPs int8, attention and head f32, embedding f32; gates, norms and biases f32");
+  EXPECT_EQ(Describe(Scheme("stored", config)),
+            "routed experts in MXFP4 blocks, other matrices bf16; gates, norms and biases f32");
 }
 
 TEST(WeightBytes, Mxfp4IsForExperts) {
@@ -77,6 +114,9 @@ TEST(WeightBytes, ATiedTableIsCountedOnceAndItsCopyApart) {
   EXPECT_EQ(bytes.tied_head_copy, 2u * 128256 * 2048);
   EXPECT_EQ(bytes.total, 2u * (1'235'814'400 - 33 * 2048) + 4 * 33 * 2048);
   EXPECT_EQ(BytesAs("bf16", "llama-3-8b").tied_head_copy, 0u);
+  const WeightBytes int8 = BytesAs("int8", "llama-3.2-1b");
+  EXPECT_EQ(int8.by_part[static_cast<std::size_t>(ModelPart::kEmbedding)], 2u * 128256 * 2048) << "rows to look up";
+  EXPECT_EQ(int8.tied_head_copy, 128256u * 2048 / 64 * 66) << "panels to multiply";
 }
 
 TEST(WeightBytes, AnUnknownTypeListsThoseThatThereAre) {

@@ -1,8 +1,7 @@
-// Amounts as people write them, and tables.
+// Amounts as people write them.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "bench/plan/table.h"
 #include "bench/plan/units.h"
 
 namespace moe {
@@ -58,17 +57,6 @@ TEST(Units, RatesAreRead) {
   EXPECT_DOUBLE_EQ(*ParseFlops("1e12"), 1e12);
   for (const char* text : {"", "fast", "3TB/h", "0"}) EXPECT_FALSE(ParseBandwidth(text).ok()) << text;
   for (const char* text : {"", "fast", "1TB", "0", "-3T"}) EXPECT_FALSE(ParseFlops(text).ok()) << text;
-}
-
-TEST(TextTable, AlignsByCharacters) {
-  TextTable table({"", "µs", "last"});
-  table.Add({"first", "1", ""});
-  table.Add({"x", "1000", "2"});
-  EXPECT_EQ(table.Text(),
-            "         µs  last\n"
-            "-----------------\n"
-            "first     1\n"
-            "x      1000     2\n");
 }
 
 }  // namespace

@@ -1,25 +1,31 @@
-// moe_bench as a user starts it: arguments and environment in; exit code, stdout and stderr out.
+// A program as a user starts it, in a folder of its own: arguments and environment in; exit code, stdout and stderr
+// out.
 #pragma once
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <fstream>
 #include <sstream>
 #include <string>
 
 #include "core/text.h"
+#include "test_folders.h"
 
 namespace moe {
 
 class Program : public testing::Test {
  protected:
+  explicit Program(std::string name = "moe_bench") : name_(std::move(name)) {}
+
   void SetUp() override {
-    std::string name = testing::TempDir() + "/moe-bench-XXXXXX";
-    ASSERT_NE(mkdtemp(name.data()), nullptr);
-    folder_ = name;
+    std::string folder = testing::TempDir() + "/" + name_ + "-XXXXXX";
+    ASSERT_NE(mkdtemp(folder.data()), nullptr);
+    folder_ = folder;
   }
   void TearDown() override { ASSERT_EQ(std::system(("rm -r '" + folder_ + "'").c_str()), 0); }
 
@@ -36,8 +42,8 @@ class Program : public testing::Test {
   }
 
   pid_t Start(const std::string& arguments, const std::string& environment = "") const {
-    const std::string command = Cat("exec env ", environment, " '", MOE_BINARY_DIR, "/bin/moe_bench' ", arguments,
-                                    " > '", folder_, "/out' 2> '", folder_, "/err'");
+    const std::string command = Cat("cd '", folder_, "' && exec env ", environment, " '", MOE_BINARY_DIR, "/bin/",
+                                    name_, "' ", arguments, " > out 2> err");
     const pid_t child = fork();
     if (child == 0) {
       execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
@@ -56,6 +62,17 @@ class Program : public testing::Test {
     return Wait(Start(arguments, environment));
   }
 
+  /// Bad usage: exit code 2, nothing on stdout, one sentence on stderr that has `expected`.
+  void ExpectRefused(const std::string& arguments, const std::string& expected) const {
+    const Outcome run = Run(arguments);
+    EXPECT_EQ(run.exit_code, 2) << arguments << ": " << run.err;
+    EXPECT_EQ(run.out, "") << arguments;
+    EXPECT_THAT(run.err, testing::HasSubstr(expected)) << arguments;
+    EXPECT_THAT(run.err, testing::StartsWith(name_ + ": ")) << arguments;
+    EXPECT_EQ(std::count(run.err.begin(), run.err.end(), '\n'), 1) << run.err;
+  }
+
+  const std::string name_;
   std::string folder_;
 };
 

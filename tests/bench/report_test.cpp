@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "bench/load_report.h"
+#include "core/date.h"
 
 namespace moe {
 namespace {

@@ -7,4 +7,17 @@ namespace moe {
 
 std::uint64_t AllocationCount();
 
+/// While one lives, its thread's allocations are not counted: those of a fake that stands in for a library.
+class UncountedAllocations {
+ public:
+  UncountedAllocations() { ++depth; }
+  ~UncountedAllocations() { --depth; }
+  UncountedAllocations(const UncountedAllocations&) = delete;
+  UncountedAllocations& operator=(const UncountedAllocations&) = delete;
+  static bool now() { return depth > 0; }
+
+ private:
+  static inline thread_local int depth = 0;
+};
+
 }  // namespace moe

@@ -22,11 +22,29 @@ struct Bounded {
   double error = 0;
 };
 
+/// Where a backend's arithmetic on 16-bit weights leaves fp32.
+struct ExpertRoundings {
+  bool inputs = false;  // what a product reads is rounded to the weights' type
+  bool sums = false;    // what it gives too, before the bias
+};
+
+/// The relative error of rounding to a 16-bit type, half an ulp, and the absolute one where f16 has no more exponents.
+inline double NarrowRoundoff(WeightType type) { return type == WeightType::kBf16 ? 0x1p-8 : 0x1p-11; }
+inline double NarrowSmallest(WeightType type) { return type == WeightType::kBf16 ? 0 : 0x1p-25; }
+
+inline bool IsNarrow(WeightType type) { return type == WeightType::kBf16 || type == WeightType::kF16; }
+
+/// A value that is known but for its error, rounded.
+inline Bounded NarrowInDouble(const Bounded& x, WeightType type) {
+  return {.value = x.value,
+          .error = x.error + NarrowRoundoff(type) * (std::abs(x.value) + x.error) + NarrowSmallest(type)};
+}
+
 /// W x + bias in double. In fp32, n products and n additions (and one for the bias) round; each rounding is at most
 /// half an ulp of a partial sum, which is at most Σ |w x| + |bias|. Of quantized weights a group rounds once, the
 /// product of scales once, and the reference rounds each x and its sum. What x itself is off by is passed on.
 inline Bounded LinearInDouble(const PackedMatrix& w, std::size_t row, std::span<const Bounded> x,
-                              const std::vector<float>& bias) {
+                              const std::vector<float>& bias, const ExpertRoundings& roundings) {
   Bounded sum;
   double magnitude = 0;
   for (std::size_t k = 0; k < w.cols(); ++k) {
@@ -35,12 +53,14 @@ inline Bounded LinearInDouble(const PackedMatrix& w, std::size_t row, std::span<
     sum.error += std::abs(weight) * x[k].error;
     magnitude += std::abs(weight * x[k].value);
   }
+  if (roundings.sums && IsNarrow(w.type())) sum = NarrowInDouble(sum, w.type());
   if (!bias.empty()) {
     sum.value += bias[row];
     magnitude += std::abs(bias[row]);
   }
-  const std::size_t roundings = IsQuantized(w.type()) ? GroupsOf(w.cols(), w.type()) + 3 : 2 * w.cols() + 1;
-  sum.error += static_cast<double>(roundings) * kRoundoff * magnitude;
+  // A tensor core adds without rounding to nearest, by up to an ulp an addition; its products are exact.
+  const std::size_t steps = IsQuantized(w.type()) ? GroupsOf(w.cols(), w.type()) + 3 : 2 * w.cols() + 1;
+  sum.error += static_cast<double>(steps) * kRoundoff * magnitude;
   return sum;
 }
 
@@ -66,8 +86,17 @@ inline void QuantizeGroupInDouble(std::span<Bounded> x) {
   }
 }
 
-/// What a product with `w` takes of x.
-inline std::vector<Bounded> InputsInDouble(const PackedMatrix& w, std::vector<Bounded> x) {
+/// What a product with `w` takes of x. What is known exactly is rounded exactly.
+inline std::vector<Bounded> InputsInDouble(const PackedMatrix& w, std::vector<Bounded> x,
+                                           const ExpertRoundings& roundings) {
+  if (roundings.inputs && IsNarrow(w.type())) {
+    for (Bounded& value : x) {
+      const auto known = static_cast<float>(value.value);
+      const bool bf16 = w.type() == WeightType::kBf16;
+      value = value.error == 0 ? Bounded{.value = bf16 ? Bf16ToF32(F32ToBf16(known)) : F16ToF32(F32ToF16(known))}
+                               : NarrowInDouble(value, w.type());
+    }
+  }
   if (!IsQuantized(w.type())) return x;
   const std::size_t group = GroupSize(w.type());
   for (std::size_t begin = 0; begin < x.size(); begin += group)
@@ -110,19 +139,22 @@ inline Bounded ActivationInDouble(const MlpSpec& mlp, const Bounded& first, cons
 }
 
 /// down(activation(gate x, up x)) by its definition.
-inline std::vector<Bounded> ExpertInDouble(const MlpSpec& mlp, const MlpWeights& w, std::span<const float> in) {
+inline std::vector<Bounded> ExpertInDouble(const MlpSpec& mlp, const MlpWeights& w, std::span<const float> in,
+                                           const ExpertRoundings& roundings = {}) {
   std::vector<Bounded> x;
   for (const float value : in) x.push_back({.value = value});
-  x = InputsInDouble(w.up, std::move(x));
+  x = InputsInDouble(w.up, std::move(x), roundings);
   std::vector<Bounded> hidden;
   const std::size_t intermediate = w.down.cols();
   for (std::size_t i = 0; i < intermediate; ++i) {
-    const Bounded up = LinearInDouble(w.up, i, x, w.up_bias);
-    hidden.push_back(ActivationInDouble(mlp, mlp.gated() ? LinearInDouble(w.gate, i, x, w.gate_bias) : up, up));
+    const Bounded up = LinearInDouble(w.up, i, x, w.up_bias, roundings);
+    const Bounded first = mlp.gated() ? LinearInDouble(w.gate, i, x, w.gate_bias, roundings) : up;
+    hidden.push_back(ActivationInDouble(mlp, first, up));
   }
-  hidden = InputsInDouble(w.down, std::move(hidden));
+  hidden = InputsInDouble(w.down, std::move(hidden), roundings);
   std::vector<Bounded> out;
-  for (std::size_t i = 0; i < w.down.rows(); ++i) out.push_back(LinearInDouble(w.down, i, hidden, w.down_bias));
+  for (std::size_t i = 0; i < w.down.rows(); ++i)
+    out.push_back(LinearInDouble(w.down, i, hidden, w.down_bias, roundings));
   return out;
 }
 

@@ -1,8 +1,10 @@
 #include "tests/contract/scripted_worker.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <optional>
+#include <thread>
 #include <vector>
 
 #include "core/check.h"
@@ -52,6 +54,9 @@ class ScriptedWorker {
       case Command::kOversize: return Write(endpoint_.Reply(request, out.size() + 1).code(), out);
       case Command::kAlignment: return Write(Misalignment(request.payload.data()) + Misalignment(out.data()), out);
       case Command::kAllocations: return Write(AllocationCount(), out);
+      case Command::kSlow:
+        std::this_thread::sleep_for(std::chrono::milliseconds(header.argument));
+        return Echo(request);
       default: return Echo(request);
     }
   }

@@ -19,6 +19,7 @@ enum class Command : std::uint8_t {
   kAlignment = 7,    // reply: how far request and reply buffer are off a multiple of 64, summed (8 bytes)
   kAllocations = 8,  // reply: AllocationCount() of the worker's process (8 bytes)
   kQuit = 9,         // no reply; the worker destroys its end
+  kSlow = 10,        // reply: the request, `argument` milliseconds later
 };
 
 /// The start of a request. Requests shorter than this can only be echoed.

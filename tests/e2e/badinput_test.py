@@ -60,8 +60,10 @@ class BadInputTest(serving.ServingTest):
         for flag, value, *needles in (
                 ("--frobnicate", "7", "--frobnicate"),
                 ("--weight-type", "int3", "--weight-type", "int3", "bf16"),
+                ("--weight-cache", "/proc/caches", "--weight-cache", "/proc/caches", "auto"),
+                ("--weight-cache", serving.MOE / "config.json", "--weight-cache", "config.json", "off"),
                 ("--kv-type", "f16", "--kv-type", "f16", "bf16"),
-                ("--placement", "magic", "--placement", "magic", "round_robin"),
+                ("--placement", "magic", "--placement", "magic", "round_robin", "auto"),
                 ("--transport", "pigeon", "--transport", "pigeon", "mpi"),
                 ("--backend", "tpu", "--backend", "tpu", "cpu"),
                 ("--exchange-type", "f64", "--exchange-type", "f64"),
@@ -80,7 +82,8 @@ class BadInputTest(serving.ServingTest):
                 ("--exchange-timeout", "soon", "--exchange-timeout", "soon"),
                 ("--metrics-port", "70000", "--metrics-port", "70000"),
                 ("--metrics-port", "some", "--metrics-port", "some"),
-                ("--transport", "mpi", "--transport mpi", "two ranks")):
+                ("--transport", "mpi", "--transport mpi", "two ranks"),
+                ("--transport", "nccl", "--transport nccl", "two ranks")):
             self.refuse([*good, flag, value], BAD_USAGE, *needles)
         self.refuse([*good, "surplus"], BAD_USAGE, "surplus")
 
@@ -89,6 +92,14 @@ class BadInputTest(serving.ServingTest):
         self.refuse([*good, "--frobnicate"], BAD_USAGE, "--frobnicate", ranks=4)
         self.refuse([*good, "--transport", "inprocess"], BAD_USAGE, "--transport inprocess", ranks=4)
         self.refuse([*good, "--transport", "mpi"], BAD_USAGE, "--transport mpi", "two ranks", ranks=1)
+
+    def test_a_device_that_is_not_there(self):
+        good = ["--model", serving.MOE, *ADDRESSES]
+        for ranks in (0, 3):
+            self.refuse([*good, "--backend", "cuda"], BAD_USAGE, "--backend cuda", "CUDA", ranks=ranks,
+                        CUDA_VISIBLE_DEVICES="")
+        self.refuse([*good, "--transport", "nccl"], BAD_USAGE, "--transport nccl", "CUDA", ranks=3,
+                    CUDA_VISIBLE_DEVICES="")
 
     def test_configuration_file_and_environment(self):
         file = self.folder / "serve.toml"
@@ -153,6 +164,12 @@ class BadInputTest(serving.ServingTest):
         file.write_text(json.dumps(good))
         self.refuse([*flags, "--redundant-experts", 2], FAILED, "--redundant-experts", 2, ranks=4)
         self.refuse(flags, FAILED, "placement.json", "workers", 3, 1)  # alone there is one worker
+        plain = flags[:-2]
+        self.refuse([*plain, "--placement", "eplb", "--redundant-experts", 2], FAILED, "10 slots", "3 workers", ranks=4)
+        loads = file.with_name("loads.json")
+        loads.write_text(json.dumps({"layers": [[1] * 7] * 4}))
+        self.refuse([*plain, "--placement", "auto", "--loads", loads], FAILED, "loads.json", 7, 8, ranks=4)
+        self.refuse([*plain, "--loads", loads], FAILED, "--loads", "linear", ranks=4)
         self.refuse([*flags[:-2], "--redundant-experts", 100], FAILED, "--redundant-experts", 100, ranks=3)
 
     # config.json.

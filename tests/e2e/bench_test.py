@@ -3,6 +3,7 @@ as in one process."""
 
 import json
 import subprocess
+import tempfile
 import unittest
 
 import serving
@@ -42,8 +43,39 @@ class EngineBenchTest(unittest.TestCase):
                     self.assertEqual(result["ranks"], ranks)
                     self.assertEqual(result["transport"], "mpi" if ranks > 1 else "inprocess")
                     self.assertGreater(result["tokens_per_s"], 0)
+                    self.assertLessEqual(set(result["micro_batches"]), {"1", "2"} if ranks > 1 else {"1"})
+                    self.assertEqual(sum(result["micro_batches"].values()), sum(expected["micro_batches"].values()))
                     self.assertEqual(result["distinct_experts"], expected["distinct_experts"])
                     self.assertAlmostEqual(result["bytes_per_token"] / expected["bytes_per_token"], 1)
+
+    def test_micro_batches_take_turns_and_are_predicted_over_every_transport(self):
+        alone = self.results()
+        for transport in ("mpi", "grpc"):
+            with self.subTest(transport):
+                results = self.results("--micro-batches", "1,3", "--transport", transport, ranks=3)
+                self.assertEqual([result["micro_batches_asked"] for result in results], [1, 3] * len(alone))
+                for result, expected in zip(results, (same for same in alone for _ in range(2)), strict=True):
+                    self.assertEqual((result["test"], result["batch"]), (expected["test"], expected["batch"]))
+                    self.assertEqual((result["ranks"], result["transport"]), (3, transport))
+                    self.assertEqual(result["distinct_experts"], expected["distinct_experts"])
+                    rows = result["batch"] if result["test"] == "tg6" else 24 * result["batch"]
+                    self.assertEqual(set(result["micro_batches"]), {str(min(rows, result["micro_batches_asked"]))})
+                    self.assertGreater(result["predicted_step_seconds"], 0)
+                    self.assertAlmostEqual(result["prediction_error"],
+                                           result["predicted_step_seconds"] / result["step_seconds"] - 1)
+                    self.assertEqual(result["overlap"]["sparse_layers"], 4)
+
+    def test_a_trace_is_taken_in_turns_and_changes_no_work(self):
+        with tempfile.TemporaryDirectory(prefix="moe-e2e-") as folder:
+            alone = self.results("--routing", "zipf:1")
+            results = self.results("--routing", "zipf:1", "--trace", f"{folder}/bench.moetrace", ranks=3)
+            self.assertEqual([result["traced"] for result in results], [False, True] * len(alone))
+            for result, expected in zip(results, (same for same in alone for _ in range(2)), strict=True):
+                self.assertEqual((result["test"], result["routing"]), (expected["test"], "zipf:1"))
+                self.assertEqual(result["distinct_experts"], expected["distinct_experts"])
+                self.assertEqual(result["trace_cost"] is None, not result["traced"])
+            with open(f"{folder}/bench.moetrace", "rb") as file:
+                self.assertEqual(file.read(8), b"MOETRACE")
 
     def test_one_rank_says_what_is_wrong_and_all_end(self):
         for flags, needle in ((("--model", serving.MOE, "-p", 513), "context of 512"),
@@ -83,8 +115,38 @@ class TransportBenchTest(unittest.TestCase):
                     self.assertEqual(baseline["name"], "raw_mpi")
                     self.assertAlmostEqual(baseline["ratio"], result["seconds"]["p50"] / baseline["seconds"]["p50"])
 
+    def test_transports_take_turns_between_the_same_processes(self):
+        run = bench("transport", "--transports", "mpi,grpc", "--bytes", "64,16K", "--workers", "2,3", "--repetitions", 2,
+                    "--exchanges", 2, "--json", ranks=4)
+        self.assertEqual((run.returncode, own_lines(run)), (0, []), run.stderr)
+        results = json.loads(run.stdout)["results"]
+        # The first is for the latency: one worker.
+        tests = [(1, 64), (2, 64), (2, 16384), (3, 64), (3, 16384)]
+        self.assertEqual([(result["transport"], result["workers"], result["request_bytes"]) for result in results],
+                         [(transport, *test) for transport in ("mpi", "grpc") for test in tests])
+        for result in results:
+            (baseline,) = result["baselines"]
+            self.assertEqual((result["ranks"], baseline["name"]), (4, f"raw_{result['transport']}"))
+            for figures in (result, baseline):
+                median = figures["seconds"]["p50"]
+                self.assertLessEqual(median, figures["seconds"]["p99"])
+                self.assertAlmostEqual(figures["busbw_bytes_per_s"] * median,
+                                       2 * result["workers"] * result["request_bytes"], delta=1)
+                self.assertEqual(figures["one_way_latency_seconds"], median / 2 if result["workers"] == 1 else None)
+
+    def test_all_transports_are_those_that_can_run(self):
+        run = bench("transport", "--transports", "all", "--bytes", 64, "--repetitions", 1, "--exchanges", 1, "--json",
+                    ranks=2)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertEqual({result["transport"] for result in json.loads(run.stdout)["results"]}, {"mpi", "grpc"})
+        inprocess, nccl = own_lines(run)
+        self.assertIn("leaves out inprocess: inprocess joins threads of one process; mpirun started 2 ranks", inprocess)
+        self.assertIn("leaves out nccl", nccl)
+
     def test_one_rank_says_what_is_wrong_and_all_end(self):
-        for flags, needle in ((("--rows", 0), "--rows 0"), (("--workers", 2), "--workers 2"),
+        for flags, needle in ((("--rows", 0), "--rows 0"), (("--workers", 3), "--workers 3: 1 to 2 can take part"),
+                              (("--transports", "mpi,inprocess"), "--transports inprocess: inprocess joins threads"),
+                              (("--transports", "nccl"), "--transports nccl: nccl needs"),
                               (("--output", "/nonexistent/x"), "/nonexistent/x")):
             with self.subTest(flags=flags):
                 run = bench("transport", *flags, ranks=3)

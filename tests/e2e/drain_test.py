@@ -142,25 +142,29 @@ class LostProcessTest(EndingTest):
                 process.wait()
 
     def test_a_killed_worker_ends_the_job(self):
-        with serving.running(serving.MOE, 3, *SLOW, expect_clean_stop=False) as server:
-            victim = server.rank_pid(2)
-            with Load.endless(server) as load:
-                os.kill(victim, signal.SIGKILL)
-                self.assert_ends(server)
-                self.assertTrue(load.errors())
+        for transport in ("mpi", "grpc"):
+            with self.subTest(transport), serving.running(serving.MOE, 3, *SLOW, "--transport", transport,
+                                                          expect_clean_stop=False) as server:
+                victim = server.rank_pid(2)
+                with Load.endless(server) as load:
+                    os.kill(victim, signal.SIGKILL)
+                    self.assert_ends(server)
+                    self.assertTrue(load.errors())
 
     def test_a_silent_worker_fails_what_runs_and_ends_the_job(self):
-        with serving.running(serving.MOE, 3, *SLOW, "--exchange-timeout", 2, expect_clean_stop=False) as server:
-            victim = server.rank_pid(2)
-            with Load.endless(server) as load:
-                os.kill(victim, signal.SIGSTOP)  # serving.running kills it in the end, whatever happens
-                errors = load.errors()
-                self.assertGreaterEqual(len(errors), load.calls - 1)  # one may have a sequence that finished before
-                self.assertEqual({error.code() for error in errors}, {grpc.StatusCode.UNAVAILABLE})
-                for error in errors:
-                    self.assertIn("rank 2", error.details())
-                self.assert_ends(server)
-            self.assertIn("rank 2", server.log())
+        for transport in ("mpi", "grpc"):
+            with self.subTest(transport), serving.running(serving.MOE, 3, *SLOW, "--transport", transport,
+                                                          "--exchange-timeout", 2, expect_clean_stop=False) as server:
+                victim = server.rank_pid(2)
+                with Load.endless(server) as load:
+                    os.kill(victim, signal.SIGSTOP)  # serving.running kills it in the end, whatever happens
+                    errors = load.errors()
+                    self.assertGreaterEqual(len(errors), load.calls - 1)  # one may have a sequence that finished before
+                    self.assertEqual({error.code() for error in errors}, {grpc.StatusCode.UNAVAILABLE})
+                    for error in errors:
+                        self.assertIn("rank 2", error.details())
+                    self.assert_ends(server)
+                self.assertIn("rank 2", server.log())
 
 
 if __name__ == "__main__":

@@ -134,6 +134,8 @@ class IdentityTest(serving.ServingTest):
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder, "placement.json")
             file.write_text(json.dumps(uneven_placement()))
+            loads = pathlib.Path(folder, "loads.json")
+            loads.write_text(json.dumps({"layers": [[90, 5, 5, 5, 5, 5, 5, 40]] * len(uneven_placement()["layers"])}))
             for ranks, *flags in (
                     (0, "--threads", 2, "--prefill-chunk", 7),
                     (0, "--threads", 2, "--prefill-chunk", 1, "--max-step-tokens", 5),
@@ -143,10 +145,13 @@ class IdentityTest(serving.ServingTest):
                     (8, "--threads", 1),
                     (8, "--threads", 2, "--placement", "round_robin", "--redundant-experts", 4, "--prefill-chunk", 7),
                     (8, "--redundant-experts", 4, "--max-step-tokens", 50),
+                    (8, "--placement", "auto", "--loads", loads, "--redundant-experts", 5),
                     (0, "--micro-batches", 2),
                     (3, "--micro-batches", 1, "--prefill-chunk", 33),
                     (3, "--micro-batches", 2, "--threads", 2),
-                    (4, "--micro-batches", 4, "--redundant-experts", 4, "--prefill-chunk", 7)):
+                    (4, "--micro-batches", 4, "--redundant-experts", 4, "--prefill-chunk", 7),
+                    (2, "--transport", "grpc", "--threads", 1),
+                    (4, "--transport", "grpc", "--placement", "round_robin", "--micro-batches", 3)):
                 with self.subTest(ranks=ranks, flags=flags):
                     self.assert_same(reference, self.answers(ask_together, ranks, *flags))
 

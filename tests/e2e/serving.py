@@ -275,7 +275,8 @@ class Server:
         wait_until(lambda: not self.processes(), "processes of a job that has ended")
 
 
-def _await_ready(process: subprocess.Popen, folder: pathlib.Path, command: list[str]) -> dict:
+def await_ready(process: subprocess.Popen, folder: pathlib.Path, command: list[str]) -> dict:
+    """The ready file that appears in the folder, beside the log."""
     ready, log = folder / "ready.json", folder / "log"
     deadline = time.monotonic() + START_SECONDS
     while not ready.exists():  # written atomically
@@ -299,7 +300,7 @@ def running(model, ranks: int = 0, *flags, expect_clean_stop: bool = True, metri
         with open(folder / "log", "wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                                        start_new_session=True, env=clean_environment())
-        server = Server(process, folder, _await_ready(process, folder, command))
+        server = Server(process, folder, await_ready(process, folder, command))
         yield server
         if expect_clean_stop and process.poll() is None:
             server.stop()

@@ -3,7 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <cstdlib>
 #include <filesystem>
 #include <set>
 #include <string>
@@ -12,7 +12,9 @@
 #include "core/text.h"
 #include "model/parameter_count.h"
 #include "model/tensor_specs.h"
+#include "model/weight_cache.h"
 #include "placement/placement.h"
+#include "test_folders.h"
 
 namespace moe {
 namespace {
@@ -72,10 +74,7 @@ class EightExperts : public ExpertShardTest {
 
 /// The weights of one matrix as they lie in memory.
 std::vector<std::byte> BytesOf(const PackedMatrix& matrix) {
-  std::vector<std::byte> bytes;
-  const std::size_t panel = matrix.cols() * PackedMatrix::kPanelWidth * BytesPerWeight(matrix.type());
-  for (std::size_t i = 0; i < matrix.panels(); ++i) bytes.insert(bytes.end(), matrix.panel(i), matrix.panel(i) + panel);
-  return bytes;
+  return {matrix.storage().begin(), matrix.storage().end()};
 }
 
 TEST_F(ExpertShardTest, HasTheExpertsOfItsSlotsInTheirOrder) {
@@ -284,6 +283,47 @@ TEST_F(ExpertShardTest, ThreadsDoNotChangeTheWeights) {
       EXPECT_EQ(BytesOf(first.down), BytesOf(second.down));
     }
   }
+}
+
+// What few workers have kept, many find, and what is kept already is not written again.
+TEST_F(ExpertShardTest, AnotherTopologyReadsWhatWasKept) {
+  const Result<Checkpoint> checkpoint = Checkpoint::Open(folder_);
+  std::string name = ::testing::TempDir() + "/moe-shard-XXXXXX";
+  ASSERT_NE(mkdtemp(name.data()), nullptr);
+  ThreadPool pool(2);
+  const auto load = [&](const Placement& placement, int worker, WeightCache* cache) {
+    const WeightForm form(WeightTypes(WeightType::kInt4), cache);
+    Result<ExpertShard> shard = ExpertShard::Load(config_, *checkpoint, placement, WorkerId(worker), form, pool);
+    EXPECT_TRUE(shard.ok()) << shard.status().message();
+    return *std::move(shard);
+  };
+  for (const int worker : {0, 1}) {
+    WeightCache cache(name, *checkpoint);
+    load(*LinearPlacement(Shape(2)), worker, &cache);
+    EXPECT_EQ(cache.report().files_written, 3u * 3) << "its own experts";
+  }
+  const Placement placement = *RoundRobinPlacement(Shape(4, 3));
+  for (int worker = 0; worker < 4; ++worker) {
+    const std::uint64_t before = checkpoint->mapped_bytes();
+    WeightCache cache(name, *checkpoint);
+    const ExpertShard kept = load(placement, worker, &cache);
+    EXPECT_EQ(checkpoint->mapped_bytes(), before) << "the checkpoint is left alone";
+    EXPECT_EQ(cache.report().files_written, 0u);
+    EXPECT_THAT(cache.report().Warnings(), ::testing::IsEmpty());
+    const ExpertShard made = load(placement, worker, nullptr);
+    EXPECT_EQ(kept.bytes(), made.bytes());
+    EXPECT_EQ(kept.parameters(), made.parameters());
+    for (std::size_t i = 0; i < made.layers().size(); ++i) {
+      for (std::size_t slot = 0; slot < made.layers()[i].weights.size(); ++slot) {
+        const MlpWeights& first = kept.layers()[i].weights[slot];
+        const MlpWeights& second = made.layers()[i].weights[slot];
+        EXPECT_EQ(BytesOf(first.gate), BytesOf(second.gate));
+        EXPECT_EQ(BytesOf(first.up), BytesOf(second.up));
+        EXPECT_EQ(BytesOf(first.down), BytesOf(second.down));
+      }
+    }
+  }
+  std::filesystem::remove_all(name);
 }
 
 TEST_F(ExpertShardTest, TheFirstSlotThatFailsIsTheError) {

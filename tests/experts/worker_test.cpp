@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/weight_type.h"
+#include "test_folders.h"
 #include "tests/kernels/kernel_cases.h"
 #include "transport/fault_injection.h"
 #include "transport/in_process.h"
@@ -111,7 +112,7 @@ class WorkerTest : public ::testing::Test {
       ThreadPool pool(2);
       const auto backend = MakeCpuExpertBackend(SimdKernels(), pool,
                                                 {.rows = kMaxPairs, .mlps = 8, .hidden = hidden_, .intermediate = 64});
-      Worker worker({.hidden = hidden_, .max_pairs = kMaxPairs}, description_, shard_, *backend, totals_,
+      Worker worker({.hidden = hidden_, .max_pairs = kMaxPairs}, description_, shard_, *backend, pool, totals_,
                     [this](const DispatchFigures& figures) { observed_.push_back(figures); });
       result_ = failure.ok() ? worker.Run(*endpoint) : ServeFailure(*endpoint, failure);
       endpoint.reset();
@@ -145,9 +146,10 @@ class WorkerTest : public ::testing::Test {
     std::vector<std::uint32_t> offsets(all.experts.size() + 1, 0);
     for (std::size_t slot = pair.slot; slot < all.experts.size(); ++slot) offsets[slot + 1] = 1;
     std::vector<float> out(hidden_);
-    reference_->Run(all, {.offsets = offsets,
-                          .in = MatrixView<const float>(in.data(), 1, hidden_),
-                          .out = MatrixView<float>(out.data(), 1, hidden_)});
+    const Status status = reference_->Run(all, {.offsets = offsets,
+                                                .in = MatrixView<const float>(in.data(), 1, hidden_),
+                                                .out = MatrixView<float>(out.data(), 1, hidden_)});
+    EXPECT_TRUE(status.ok()) << status.message();
     travel(out);
     return out;
   }

@@ -114,7 +114,9 @@ class Case {
   void SetBias(std::size_t head, std::size_t at, float value) { bias_[head * bias_stride() + at] = value; }
 
   /// The outputs of heads [first, first + count), (count, value_dim); the pages are followed by `extra` null ones.
-  std::vector<float> Run(const Kernels& kernels, std::size_t first, std::size_t count, std::size_t extra = 0) const {
+  /// `visible` as AttentionTask has it.
+  std::vector<float> Run(const Kernels& kernels, std::size_t first, std::size_t count, std::size_t extra = 0,
+                         std::span<const VisibleRange> visible = {}) const {
     const std::vector<const std::byte*> keys = Pointers(key_pages_, extra);
     const std::vector<const std::byte*> values = Pointers(shape_.latent ? key_pages_ : value_pages_, extra);
     const std::size_t stride = shape_.value_dim + kGap;
@@ -128,6 +130,7 @@ class Case {
                        .value_stride = shape_.value_stride(),
                        .begin = shape_.begin,
                        .end = shape_.end,
+                       .visible = visible,
                        .scale = scale(),
                        .out = out};
     if (shape_.biased) task.bias = {&bias_[first * bias_stride()], count, shape_.pages() * kPageTokens, bias_stride()};

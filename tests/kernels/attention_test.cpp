@@ -130,6 +130,46 @@ TEST_P(Attention, HeadsDoNotDependOnHeadsBesideThem) {
   }
 }
 
+/// What queries at `count` consecutive positions from `position` on see, the last `window` of them.
+std::vector<VisibleRange> CausalRanges(std::size_t position, std::size_t count, std::size_t window) {
+  std::vector<VisibleRange> ranges;
+  for (std::size_t end = position + 1; end <= position + count; ++end)
+    ranges.push_back({.begin = end > window ? end - window : 0, .end = end});
+  return ranges;
+}
+
+TEST_P(Attention, OfSeveralPositionsIsThatOfEachByItself) {
+  for (const std::size_t count : Counts{2, 3, 8, 16, 40}) {
+    for (const std::size_t position : Counts{0, 5, 31, 32, 75}) {
+      for (const std::size_t window : Counts{1, 7, 40, 1000}) {
+        const std::vector<VisibleRange> visible = CausalRanges(position, count, window);
+        for (Shape shape : WithOptions({count, 24, 40, visible.front().begin, visible.back().end})) {
+          const Case all(shape);
+          const std::vector<float> got = all.Run(kernels(), 0, count, 0, visible);
+          for (std::size_t query = 0; query < count; ++query) {
+            const std::vector<float> alone = all.Run(kernels(), query, 1, 0, std::span(visible).subspan(query, 1));
+            ASSERT_TRUE(SameBits(std::span(got).subspan(query * shape.value_dim, shape.value_dim), alone))
+                << shape << " query " << query << " at " << position << ", window " << window;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Attention, OfSeveralPositionsAgreesWithTheReference) {
+  for (const std::size_t window : Counts{9, 1000}) {
+    const std::vector<VisibleRange> visible = CausalRanges(50, 20, window);
+    for (Shape shape : WithOptions({20, 24, 40, visible.front().begin, visible.back().end})) {
+      const Case c(shape);
+      const std::vector<float> got = c.Run(kernels(), 0, 20, 0, visible);
+      const std::vector<float> expected = c.Run(ReferenceKernels(), 0, 20, 0, visible);
+      for (std::size_t i = 0; i < got.size(); ++i)
+        ASSERT_NEAR(got[i], expected[i], Tolerance(c, shape)) << shape << " value " << i;
+    }
+  }
+}
+
 TEST_P(Attention, DoesNotLookAtPagesPastTheEnd) {
   for (const std::size_t end : Counts{1, 32, 33, 64, 97}) {
     for (const Shape& shape : WithOptions({3, 16, 16, 0, end})) {
@@ -273,6 +313,10 @@ TEST(AttentionDeath, RejectsTasksThatDoNotFit) {
   task = good;
   task.sinks = std::span(zeros).first(1);
   EXPECT_DEATH(SimdKernels().Attention(task), "sinks");
+  task = good;
+  const VisibleRange one{.begin = 0, .end = 33};
+  task.visible = {&one, 1};
+  EXPECT_DEATH(SimdKernels().Attention(task), "visible");
   task = good;
   task.end = 65;
   EXPECT_DEATH(SimdKernels().Attention(task), "pages");

@@ -7,56 +7,28 @@
 #include <vector>
 
 #include "kernels/kernels.h"
-#include "tests/kernels/kernel_cases.h"
+#include "tests/kernels/product_case.h"
 
 namespace moe {
 namespace {
 
-constexpr float kUntouched = 12345.0f;
 constexpr WeightType kTypes[] = {WeightType::kInt8, WeightType::kInt4};
 
-struct Shape {
-  std::size_t rows, k, n;
-};
+using Shape = ProductShape;
 
-std::ostream& operator<<(std::ostream& out, const Shape& shape) {
-  return out << "T=" << shape.rows << " k=" << shape.k << " n=" << shape.n;
-}
-
-/// Rows in integers, weights and room for the result, whose rows are further apart than they are long.
-class Case {
+/// Rows in integers.
+class Case : public ProductCase<Case> {
  public:
-  static constexpr std::size_t kGap = 5;
-
   Case(const Shape& shape, WeightType type)
       : Case(shape, type, RandomValues(shape.rows * shape.k, 3), RandomValues(shape.n * shape.k, 4)) {}
   Case(const Shape& shape, WeightType type, std::span<const float> x, std::span<const float> weights)
-      : shape_(shape),
-        x_(shape.rows, shape.k),
-        packed_(PackedMatrix::Pack({.type = WeightType::kF32,
-                                    .data = reinterpret_cast<const std::byte*>(weights.data()),
-                                    .rows = shape.n,
-                                    .cols = shape.k},
-                                   type)) {
+      : ProductCase(shape, type, weights), x_(shape.rows, shape.k) {
     x_.Shape(shape.rows, shape.k, type);
     for (std::size_t row = 0; row < shape.rows; ++row)
       ReferenceKernels().QuantizeRow(x.subspan(row * shape.k, shape.k), GroupSize(type), x_.Groups(row, 0, shape.k));
   }
 
   const QuantizedView& x() const { return x_.view(); }
-  const PackedMatrix& packed() const { return packed_; }
-
-  /// All of y with its gaps.
-  std::vector<float> Run(const Kernels& kernels, std::size_t panel_begin, std::size_t panel_end) const {
-    std::vector<float> y(shape_.rows * (shape_.n + kGap), kUntouched);
-    const std::size_t begin = std::min(panel_begin * PackedMatrix::kPanelWidth, shape_.n);
-    kernels.MatMulPanels(x(), packed_, panel_begin, panel_end,
-                         View(y).Columns(begin, packed_.Outputs(panel_begin, panel_end)));
-    return y;
-  }
-  std::vector<float> Run(const Kernels& kernels) const { return Run(kernels, 0, packed_.panels()); }
-
-  MatrixView<float> View(std::vector<float>& y) const { return {y.data(), shape_.rows, shape_.n, shape_.n + kGap}; }
 
   /// y(row, col) as kernels.h defines it, one group after the other, in scalars.
   float InDocumentedOrder(std::size_t row, std::size_t col) const {
@@ -67,17 +39,15 @@ class Case {
       int dot = 0;
       for (std::size_t k = first; k < std::min(first + in.group, in.cols); ++k)
         dot += in.values[row * in.groups * in.group + k] *
-               (StoredInteger(packed_, col, k) - (packed_.type() == WeightType::kInt8 ? 128 : 8));
-      const float scale = Bf16ToF32(StoredScale(packed_, col, first)) * in.scales[row * in.groups + group];
+               (StoredInteger(packed(), col, k) - (packed().type() == WeightType::kInt8 ? 128 : 8));
+      const float scale = Bf16ToF32(StoredScale(packed(), col, first)) * in.scales[row * in.groups + group];
       sum = std::fma(static_cast<float>(dot), scale, sum);
     }
     return sum;
   }
 
  private:
-  Shape shape_;
   QuantizedRows x_;
-  PackedMatrix packed_;
 };
 
 /// Every size up to 130 in each dimension, a random sample of all three, and more than the kernel's blocks.
@@ -109,7 +79,7 @@ TEST_P(IntMatMul, IsTheDocumentedSumExactly) {
     for (const Shape& shape : Shapes()) {
       const Case c(shape, type);
       std::vector<float> got = c.Run(kernels());
-      std::vector<float> expected(got.size(), kUntouched);
+      std::vector<float> expected(got.size(), Case::kUntouched);
       for (std::size_t row = 0; row < shape.rows; ++row)
         for (std::size_t col = 0; col < shape.n; ++col) c.View(expected)(row, col) = c.InDocumentedOrder(row, col);
       ASSERT_TRUE(SameBits(got, expected)) << Name(type) << " " << shape;
@@ -168,36 +138,17 @@ TEST_P(IntMatMul, LargestIntegersDoNotOverflow) {
 }
 
 TEST_P(IntMatMul, RowsDoNotDependOnRowsBesideThem) {
-  // 23 rows go in tiles and one block of inputs after the other, one row alone in one go.
+  // Rows go in tiles and one block of inputs after the other, one row alone in one go.
   for (const WeightType type : kTypes) {
-    for (const Shape& shape : {Shape{23, 70, 50}, Shape{133, 1100, 34}}) {
-      const Case c(shape, type);
-      std::vector<float> all = c.Run(kernels());
-      for (std::size_t row = 0; row < shape.rows; ++row) {
-        std::vector<float> alone(shape.n);
-        kernels().MatMulPanels(c.x().Rows(row, 1), c.packed(), 0, c.packed().panels(), {alone.data(), 1, shape.n});
-        ASSERT_TRUE(SameBits(alone, c.View(all).row(row))) << Name(type) << " row " << row;
-      }
-    }
+    for (const Shape& shape : {Shape{23, 70, 50}, Shape{133, 1100, 34}})
+      ExpectRowsDoNotDependOnRowsBesideThem(kernels(), Case(shape, type));
   }
 }
 
 TEST_P(IntMatMul, PanelsMayBeSplitAnyhowAndTheRestIsUntouched) {
   for (const WeightType type : kTypes) {
-    for (const std::size_t rows : Counts{1, 3, 10}) {
-      const Shape shape{rows, 70, 16 * 11 + 5};
-      const Case c(shape, type);
-      std::vector<float> all = c.Run(kernels());
-      for (std::size_t begin = 0; begin <= c.packed().panels(); ++begin) {
-        for (std::size_t end = begin; end <= c.packed().panels(); ++end) {
-          std::vector<float> expected(all.size(), kUntouched);
-          for (std::size_t row = 0; row < shape.rows; ++row)
-            for (std::size_t col = 16 * begin; col < std::min(16 * end, shape.n); ++col)
-              c.View(expected)(row, col) = c.View(all)(row, col);
-          ASSERT_TRUE(SameBits(c.Run(kernels(), begin, end), expected)) << Name(type) << " " << begin << " … " << end;
-        }
-      }
-    }
+    for (const std::size_t rows : Counts{1, 3, 10})
+      ExpectPanelsMayBeSplitAnyhowAndTheRestIsUntouched(kernels(), Case({rows, 70, 16 * 11 + 5}, type));
   }
 }
 

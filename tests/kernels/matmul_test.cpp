@@ -5,53 +5,26 @@
 #include <vector>
 
 #include "kernels/kernels.h"
-#include "tests/kernels/kernel_cases.h"
+#include "tests/kernels/product_case.h"
 
 namespace moe {
 namespace {
 
-constexpr float kUntouched = 12345.0f;
 constexpr WeightType kTypes[] = {WeightType::kF32, WeightType::kBf16, WeightType::kF16};
 
-struct Shape {
-  std::size_t rows, k, n;
-};
+using Shape = ProductShape;
 
-/// Rows, weights and room for the result, rows further apart than they are long.
-class Case {
+/// Rows that are further apart than they are long.
+class Case : public ProductCase<Case> {
  public:
-  Case(const Shape& shape, WeightType type, std::size_t gap = 5)
-      : shape_(shape),
-        gap_(gap),
-        x_(RandomValues(shape.rows * (shape.k + gap), 3)),
-        weights_(RandomValues(shape.n * shape.k, 4)),
-        packed_(PackedMatrix::Pack({.type = WeightType::kF32,
-                                    .data = reinterpret_cast<const std::byte*>(weights_.data()),
-                                    .rows = shape.n,
-                                    .cols = shape.k},
-                                   type)) {}
+  Case(const Shape& shape, WeightType type)
+      : ProductCase(shape, type, RandomValues(shape.n * shape.k, 4)),
+        x_(RandomValues(shape.rows * (shape.k + kGap), 3)) {}
 
-  MatrixView<const float> x() const { return {x_.data(), shape_.rows, shape_.k, shape_.k + gap_}; }
-  const PackedMatrix& packed() const { return packed_; }
-
-  /// All of y with its gaps.
-  std::vector<float> Run(const Kernels& kernels, std::size_t panel_begin, std::size_t panel_end) const {
-    std::vector<float> y(shape_.rows * (shape_.n + gap_), kUntouched);
-    const std::size_t begin = std::min(panel_begin * PackedMatrix::kPanelWidth, shape_.n);
-    kernels.MatMulPanels(x(), packed_, panel_begin, panel_end,
-                         View(y).Columns(begin, packed_.Outputs(panel_begin, panel_end)));
-    return y;
-  }
-  std::vector<float> Run(const Kernels& kernels) const { return Run(kernels, 0, packed_.panels()); }
-
-  MatrixView<float> View(std::vector<float>& y) const { return {y.data(), shape_.rows, shape_.n, shape_.n + gap_}; }
+  MatrixView<const float> x() const { return {x_.data(), shape().rows, shape().k, shape().k + kGap}; }
 
  private:
-  Shape shape_;
-  std::size_t gap_;
   std::vector<float> x_;
-  std::vector<float> weights_;
-  PackedMatrix packed_;
 };
 
 std::vector<Shape> Shapes() {
@@ -86,8 +59,7 @@ TEST_P(MatMul, AgreesWithTheReference) {
             magnitude += std::abs(static_cast<double>(c.x()(row, k)) * w);
           }
           const double tolerance = (static_cast<double>(shape.k) + 1) * kRoundoff * magnitude;
-          ASSERT_NEAR(c.View(got)(row, col), c.View(expected)(row, col), tolerance)
-              << Name(type) << " T=" << shape.rows << " k=" << shape.k << " n=" << shape.n;
+          ASSERT_NEAR(c.View(got)(row, col), c.View(expected)(row, col), tolerance) << Name(type) << " " << shape;
         }
       }
     }
@@ -115,40 +87,17 @@ TEST_P(MatMul, HasTheBitsOfTheOtherInstructionSets) {
   for (const WeightType type : kTypes) {
     for (const Shape& shape : Shapes()) {
       const Case c(shape, type);
-      ASSERT_TRUE(SameBits(c.Run(kernels()), c.Run(SimdKernels())))
-          << Name(type) << " T=" << shape.rows << " k=" << shape.k << " n=" << shape.n;
+      ASSERT_TRUE(SameBits(c.Run(kernels()), c.Run(SimdKernels()))) << Name(type) << " " << shape;
     }
   }
 }
 
 TEST_P(MatMul, RowsDoNotDependOnRowsBesideThem) {
-  const Shape shape{23, 70, 50};
-  for (const WeightType type : kTypes) {
-    const Case c(shape, type);
-    std::vector<float> all = c.Run(kernels());
-    for (std::size_t row = 0; row < shape.rows; ++row) {
-      std::vector<float> alone(shape.n);
-      kernels().MatMulPanels(c.x().Rows(row, 1), c.packed(), 0, c.packed().panels(), {alone.data(), 1, shape.n});
-      ASSERT_TRUE(SameBits(alone, c.View(all).row(row))) << row;
-    }
-  }
+  for (const WeightType type : kTypes) ExpectRowsDoNotDependOnRowsBesideThem(kernels(), Case({23, 70, 50}, type));
 }
 
 TEST_P(MatMul, PanelsMayBeSplitAnyhowAndTheRestIsUntouched) {
-  const Shape shape{3, 20, 16 * 11 + 5};
-  const Case c(shape, WeightType::kBf16);
-  std::vector<float> all = c.Run(kernels());
-  for (std::size_t begin = 0; begin <= c.packed().panels(); ++begin) {
-    for (std::size_t end = begin; end <= c.packed().panels(); ++end) {
-      std::vector<float> expected(all.size(), kUntouched);
-      for (std::size_t row = 0; row < shape.rows; ++row) {
-        for (std::size_t col = 16 * begin; col < std::min(16 * end, shape.n); ++col) {
-          c.View(expected)(row, col) = c.View(all)(row, col);
-        }
-      }
-      ASSERT_TRUE(SameBits(c.Run(kernels(), begin, end), expected)) << begin << " … " << end;
-    }
-  }
+  ExpectPanelsMayBeSplitAnyhowAndTheRestIsUntouched(kernels(), Case({3, 20, 16 * 11 + 5}, WeightType::kBf16));
 }
 
 TEST_P(MatMul, OfAnEmptyMatrixDoesNothing) {

@@ -13,6 +13,7 @@
 #include <cstdlib>
 
 #include "core/text.h"
+#include "test_folders.h"
 
 namespace moe {
 

@@ -188,6 +188,25 @@ TEST(Checkpoint, FingerprintsTellCheckpointsApart) {
   EXPECT_NE(one, fingerprint("{}", {{"a", "U8", {4}, "abcd"}}));
 }
 
+TEST(Checkpoint, StampsTellWhetherAFileWasWritten) {
+  const TemporaryFolder folder;
+  folder.Write("config.json", "{}");
+  folder.Write("model.safetensors", Safetensors({{"a", "U8", {3}, "abc"}}));
+  const auto stamp = [&] { return Checkpoint::Open(folder.path())->stamp(); };
+  const std::filesystem::path file = folder.path() / "model.safetensors";
+  const auto time = std::filesystem::last_write_time(file);
+  const std::uint64_t one = stamp();
+  folder.Write("config.json", "{ }");
+  EXPECT_EQ(stamp(), one) << "not of the checkpoint's files";
+  std::filesystem::last_write_time(file, time + std::chrono::nanoseconds(1));
+  EXPECT_NE(stamp(), one);
+  std::filesystem::last_write_time(file, time);
+  EXPECT_EQ(stamp(), one);
+  folder.Write("model.safetensors", Safetensors({{"b", "U8", {3}, "abc"}}));
+  std::filesystem::last_write_time(file, time);
+  EXPECT_NE(stamp(), one) << "the header counts, whatever the time";
+}
+
 // Folders.
 
 TEST(CheckpointFolder, NamesAMissingFolder) {

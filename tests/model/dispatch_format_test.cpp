@@ -191,7 +191,7 @@ TEST(DispatchFormat, AnotherVersionIsNamed) {
 
 TEST(DispatchFormat, AnUnknownKindIsNamed) {
   Buffer buffer = Dispatch(kShape);
-  for (const std::uint32_t kind : {0u, 4u, 0xffffffffu}) {
+  for (const std::uint32_t kind : {0u, 5u, 0xffffffffu}) {
     Put(buffer.span(), kKind, kind);
     const Result<MessageKind> parsed = ParseKind(buffer.span());
     ASSERT_FALSE(parsed.ok());
@@ -327,6 +327,9 @@ WorkerDescription Described() {
           .fingerprint = "0123456789abcdef",
           .weight_type = "bf16",
           .threads = 12,
+          .free_memory_bytes = 250'000'000'000,
+          .generation = 3,
+          .slots = 1'024,
           .parameters = 46'702'792'704,
           .weight_bytes = 93'405'585'408,
           .metrics_address = "127.0.0.1:9401",
@@ -345,7 +348,11 @@ TEST(Description, RoundTrips) {
   EXPECT_EQ(got->kernel_target, sent.kernel_target);
   EXPECT_EQ(got->fingerprint, sent.fingerprint);
   EXPECT_EQ(got->weight_type, sent.weight_type);
+  EXPECT_EQ(got->protocol, kDispatchProtocol);
   EXPECT_EQ(got->threads, sent.threads);
+  EXPECT_EQ(got->free_memory_bytes, sent.free_memory_bytes);
+  EXPECT_EQ(got->generation, sent.generation);
+  EXPECT_EQ(got->slots, sent.slots);
   EXPECT_EQ(got->parameters, sent.parameters);
   EXPECT_EQ(got->weight_bytes, sent.weight_bytes);
   EXPECT_EQ(got->metrics_address, sent.metrics_address);
@@ -374,6 +381,56 @@ Result<WorkerDescription> ParseText(const std::string& text) {
 TEST(Description, ThatIsNoneIsRefused) {
   for (const std::string text : {"", "{", "[]", "3", "null", "{}", R"({"host": 5})", R"({"host": "a", "pid": "b"})"})
     EXPECT_EQ(ParseText(text).status().code(), StatusCode::kInternal) << text;
+}
+
+WorkerAssignment Assigned(std::size_t layers, int slots) {
+  WorkerAssignment a{.worker = 4'000'000'000,
+                     .workers = 4'000'000'001,
+                     .generation = ~std::uint64_t{0},
+                     .fingerprint = std::string(64, 'f'),
+                     .weight_type = "bf16",
+                     .max_pairs = ~std::uint64_t{0}};
+  for (std::size_t i = 0; i < layers; ++i) {
+    a.layers.push_back({.layer = 2'000'000'000 + static_cast<int>(i), .slots = {}});
+    for (int s = 0; s < slots; ++s) a.layers.back().slots.push_back(2'000'000'000 + s);
+  }
+  return a;
+}
+
+TEST(Assignment, RoundTripsWithinItsBytes) {
+  for (const std::size_t layers : {std::size_t{0}, std::size_t{1}, std::size_t{60}}) {
+    for (const int slots : {0, 1, 256}) {
+      const WorkerAssignment sent = Assigned(layers, slots);
+      Buffer buffer(MaxAssignmentBytes(layers, layers * static_cast<std::size_t>(slots)));
+      const Result<std::size_t> bytes = WriteAssignment(buffer.span(), sent);
+      ASSERT_TRUE(bytes.ok()) << bytes.status().message();
+      EXPECT_EQ(*ParseKind(buffer.span().first(*bytes)), MessageKind::kAssign);
+      const Result<WorkerAssignment> got = ParseAssignment(buffer.span().first(*bytes));
+      ASSERT_TRUE(got.ok()) << got.status().message();
+      EXPECT_EQ(*got, sent);
+    }
+  }
+}
+
+TEST(Assignment, ThatDoesNotFitIsRefused) {
+  Buffer buffer(100);
+  EXPECT_EQ(WriteAssignment(buffer.span(), Assigned(3, 3)).status().code(), StatusCode::kResourceExhausted);
+}
+
+TEST(Assignment, CorruptOnesAreRefusedOrWhole) {
+  Buffer valid(4096);
+  const std::size_t bytes = *WriteAssignment(valid.span(), Assigned(3, 3));
+  std::mt19937 random(13);
+  int read = 0;
+  for (int i = 0; i < 20'000; ++i) {
+    Buffer corrupt(random() % 8 == 0 ? random() % bytes : bytes);
+    std::copy_n(valid.span().begin(), corrupt.size(), corrupt.span().begin());
+    for (std::uint32_t changes = random() % 4; corrupt.size() > 0 && changes > 0; --changes)
+      corrupt[random() % corrupt.size()] = static_cast<std::byte>(random());
+    read += ParseAssignment(corrupt.span()).ok() ? 1 : 0;
+  }
+  EXPECT_GT(read, 1000);
+  EXPECT_LT(read, 20'000);
 }
 
 // Whatever arrives, reading it fails or gives rows that lie inside the payload. Under ASan a byte outside is an error.

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "core/text.h"
+#include "test_folders.h"
 
 namespace moe {
 

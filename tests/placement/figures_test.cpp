@@ -17,6 +17,41 @@ TEST(Balancedness, IsTheMeanOverTheLargest) {
   EXPECT_DOUBLE_EQ(Balancedness(Tokens{7}), 1);
 }
 
+using Shares = std::vector<double>;
+
+TEST(Balancedness, OfSharesIsThatOfTheirMultiples) {
+  EXPECT_DOUBLE_EQ(Balancedness(Shares{0.25, 0.5, 0.75}), 2.0 / 3);
+  EXPECT_DOUBLE_EQ(Balancedness(Shares{0, 0}), 1);
+}
+
+TEST(Imbalance, IsWhatTheLargestHasOverTheMean) {
+  EXPECT_DOUBLE_EQ(Imbalance(Shares{2, 2, 2}), 0);
+  EXPECT_DOUBLE_EQ(Imbalance(Shares{1, 2, 3}), 0.5);
+  EXPECT_DOUBLE_EQ(Imbalance(Shares{0, 0, 0, 8}), 3);
+  EXPECT_DOUBLE_EQ(Imbalance(Shares{0, 0}), 0);
+}
+
+TEST(CoefficientOfVariation, IsTheDeviationOfAllOverTheMean) {
+  EXPECT_DOUBLE_EQ(CoefficientOfVariation(Shares{2, 2, 2}), 0);
+  EXPECT_DOUBLE_EQ(CoefficientOfVariation(Shares{1, 3}), 0.5);
+  EXPECT_DOUBLE_EQ(CoefficientOfVariation(Shares{0, 0, 0, 8}), std::sqrt(3.0));
+  EXPECT_DOUBLE_EQ(CoefficientOfVariation(Shares{0, 0}), 0);
+}
+
+TEST(JainIndex, IsOneOverNWhenOneTakesAll) {
+  EXPECT_DOUBLE_EQ(JainIndex(Shares{2, 2, 2}), 1);
+  EXPECT_DOUBLE_EQ(JainIndex(Shares{0, 0, 0, 8}), 0.25);
+  EXPECT_DOUBLE_EQ(JainIndex(Shares{1, 3}), 16.0 / 20);
+  EXPECT_DOUBLE_EQ(JainIndex(Shares{0, 0}), 1);
+}
+
+TEST(Gini, IsTheShareOfInequality) {
+  EXPECT_DOUBLE_EQ(Gini(Shares{2, 2, 2}), 0);
+  EXPECT_DOUBLE_EQ(Gini(Shares{8, 0, 0, 0}), 0.75) << "(n − 1) / n when one takes all, in any order";
+  EXPECT_DOUBLE_EQ(Gini(Shares{3, 1}), 0.25);
+  EXPECT_DOUBLE_EQ(Gini(Shares{0, 0}), 0);
+}
+
 TEST(NormalizedEntropy, IsOneWhenUniformAndZeroWhenOneTakesAll) {
   EXPECT_DOUBLE_EQ(NormalizedEntropy(Tokens{3, 3, 3, 3, 3}), 1);
   EXPECT_DOUBLE_EQ(NormalizedEntropy(Tokens{0, 9, 0}), 0);

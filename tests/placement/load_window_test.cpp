@@ -81,5 +81,40 @@ TEST(LoadWindowDeathTest, RefusesAnExpertOrLayerThatIsNotThere) {
   EXPECT_DEATH(window.Add(2, 0, 1), "broken invariant");
 }
 
+TEST(LoadWindow, LetsGoOfWhatIsTooOld) {
+  using std::chrono::milliseconds;
+  LoadWindow window(1, 2, 1 << 20, milliseconds(1600));  // buckets of 100 ms
+  const TimePoint begin = Clock::now();
+  const auto step = [&](int at_ms) {
+    window.Advance(begin + milliseconds(at_ms));
+    window.Add(0, 0, 1);
+    window.EndStep();
+  };
+  for (int at_ms = 0; at_ms < 1500; at_ms += 10) step(at_ms);
+  EXPECT_EQ(window.steps(), 150u);
+  EXPECT_NEAR(window.seconds(), 1.49, 1e-9);
+  step(1600);
+  EXPECT_EQ(window.steps(), 141u) << "the first bucket is gone";
+  EXPECT_EQ(window.layer(0)[0], 141u);
+  EXPECT_NEAR(window.seconds(), 1.5, 1e-9);
+  step(60'000);
+  EXPECT_EQ(window.steps(), 1u) << "after a long time nothing of before counts";
+  EXPECT_EQ(window.layer(0)[0], 1u);
+  EXPECT_EQ(window.seconds(), 0);
+  EXPECT_EQ(window.tokens_ever(0), 152u);
+}
+
+TEST(LoadWindow, WithoutAnAgeNothingIsTooOld) {
+  LoadWindow window(1, 1, 1024);
+  const TimePoint begin = Clock::now();
+  for (int hour = 0; hour < 3; ++hour) {
+    window.Advance(begin + std::chrono::hours(hour));
+    window.Add(0, 0, 1);
+    window.EndStep();
+  }
+  EXPECT_EQ(window.steps(), 3u);
+  EXPECT_EQ(window.seconds(), 7200);
+}
+
 }  // namespace
 }  // namespace moe

@@ -232,6 +232,19 @@ TEST(ReplicaTable, FindsEverySlotOfAPlacement) {
   }
 }
 
+TEST(ReplicaTable, OfSomeWorkersHasTheirSlotsAlone) {
+  const Placement placement{.num_experts = 3, .workers = 2, .layers = {{.layer = 0, .slots = {{0, 1}, {1, 2}}}}};
+  const ReplicaTable first(placement, {1, 0});
+  EXPECT_FALSE(first.complete());
+  EXPECT_EQ(first.replicas(0, 0).size(), 1u);
+  EXPECT_EQ(first.replicas(0, 1).size(), 1u);
+  EXPECT_EQ(first.replicas(0, 1)[0].worker, WorkerId(0));
+  EXPECT_TRUE(first.replicas(0, 2).empty());
+  const ReplicaTable both(placement);
+  EXPECT_TRUE(both.complete());
+  EXPECT_EQ(both.replicas(0, 1).size(), 2u);
+}
+
 TEST(ReplicaTableDeathTest, RefusesWhatThePlacementDoesNotHave) {
   const ReplicaTable table({.num_experts = 2, .workers = 1, .layers = {{.layer = 0, .slots = {{0, 1}}}}});
   EXPECT_DEATH((void)table.replicas(0, 2), "broken invariant");

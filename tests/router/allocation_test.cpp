@@ -1,6 +1,9 @@
 // A binary of its own: it counts every operator new, on every thread. A step that allocates waits for the allocator's
 // locks, and for whoever else holds them.
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
 
 #include <utility>
 #include <vector>
@@ -32,10 +35,23 @@ class CountingListener final : public OutputListener {
   std::uint64_t at_last_ = 0;
 };
 
-// Runs `others` beside a greedy sequence of 150 tokens; returns the allocations of all threads between its tokens 20
-// and 140, while none of the others comes or goes.
-std::uint64_t SteadyAllocations(const HarnessOptions& options, std::vector<SequenceRequest> others) {
+// Recorded in `trace` unless that is empty: runs `others` beside a greedy sequence of 150 tokens; returns the
+// allocations of all threads between its tokens 20 and 140, while none of the others comes or goes.
+std::uint64_t SteadyAllocations(const HarnessOptions& options, std::vector<SequenceRequest> others,
+                                const std::filesystem::path& trace = {}) {
   EngineHarness harness(options);
+  std::unique_ptr<TraceRecorder> recorder;
+  if (!trace.empty()) {
+    Result<std::unique_ptr<TraceRecorder>> started =
+        TraceRecorder::Start({.path = trace,
+                              .existing = TraceRecorder::Existing::kReplace,
+                              .limit_bytes = std::uint64_t{1} << 30,
+                              .max_step_rows = options.max_step_tokens},
+                             MakeTraceHeader(harness.config(), harness.placement()));
+    EXPECT_TRUE(started.ok()) << started.status().message();
+    recorder = *std::move(started);
+    harness.engine().Record(recorder.get());
+  }
   SequenceRequest request = ForModel(harness.config(), Greedy({1, 2, 3}, 150));
   auto output = std::make_shared<SequenceOutput>(request, harness.config());
   auto listener = std::make_shared<CountingListener>(*output, 20, 140);
@@ -94,6 +110,19 @@ TEST(StepAllocation, MicroBatchesAllocateNothing) {
   }
 }
 
+TEST(StepAllocation, TracesAllocateNothing) {
+  const std::filesystem::path trace =
+      std::filesystem::temp_directory_path() / Cat("moe-allocation-", ::getpid(), ".moetrace");
+  EXPECT_EQ(SteadyAllocations(Options(3, 1), {Greedy({4, 5}, 200), Greedy(RandomTokens(1, 1500, 200), 2)}, trace), 0u);
+  std::filesystem::remove(trace);
+}
+
+TEST(StepAllocation, SyntheticRoutingAllocatesNothing) {
+  HarnessOptions options = Options(2, 2);
+  options.routing = "zipf:1";
+  EXPECT_EQ(SteadyAllocations(options, {Greedy({4, 5}, 200)}), 0u);
+}
+
 TEST(StepAllocation, WaitingSequencesAllocateNothing) {
   HarnessOptions options = Options(2, 1);
   options.max_sequences = 1;
@@ -118,9 +147,11 @@ TEST(StepAllocation, TheFiguresOverTheWindowAllocateNothing) {
   // The router publishes them by the clock, so that a test of its steps might see none.
   EngineHarness harness({.workers = 2});
   harness.RunAll({Greedy({1, 2, 3}, 20)});
-  const std::uint64_t before = AllocationCount();
-  harness.metrics().OnWindow(harness.engine().load_window());
-  EXPECT_EQ(AllocationCount(), before);
+  RoutingHealth health(harness.config().sparse_layers().size(), 6, 2);
+  const std::uint64_t after_making = AllocationCount();
+  health.Update(harness.engine().load_window());
+  harness.metrics().OnWindow(harness.engine().load_window(), health);
+  EXPECT_EQ(AllocationCount(), after_making);
 }
 
 }  // namespace

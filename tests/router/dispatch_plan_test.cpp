@@ -199,6 +199,46 @@ TEST(DispatchPlan, ATokenWithoutAWantedPairSendsNoRow) {
   EXPECT_EQ(counts, (std::vector<std::uint32_t>{1, 0, 1, 0, 0, 1, 0, 0}));
 }
 
+TEST(DispatchPlan, TokensGoToTheReplicasThatAreLeft) {
+  const Case c{.workers = 3, .redundant = 8, .tokens = 50, .k = 3};
+  const Placement placement = Place(c);
+  const TopK topk(c, 8);
+  for (std::size_t lost = 0; lost < 3; ++lost) {
+    WorkerMask left = AllWorkers(3);
+    left[lost] = 0;
+    const ReplicaTable replicas(placement, left);
+    ASSERT_TRUE(replicas.complete());
+    DispatchPlan plan({.max_tokens = 50, .experts_per_token = 3, .num_experts = 8, .workers = 3});
+    plan.Build(replicas, {.ids = topk.id_view(), .weights = topk.weight_view()});
+    std::size_t pairs = 0;
+    for (int w = 0; w < 3; ++w) pairs += plan.part(WorkerId(w)).pairs.size();
+    EXPECT_EQ(pairs, 50u * 3);
+    EXPECT_TRUE(plan.part(WorkerId(static_cast<int>(lost))).pairs.empty());
+    EXPECT_TRUE(plan.unserved().empty());
+  }
+}
+
+TEST(DispatchPlan, ATokenThatNobodyCanServeIsLeftOutWholeAndNamed) {
+  const Placement placement = Place({.workers = 2});  // 0 to 3 and 4 to 7
+  const ReplicaTable replicas(placement, {1, 0});
+  EXPECT_FALSE(replicas.complete());
+  DispatchPlan plan({.max_tokens = 5, .experts_per_token = 2, .num_experts = 8, .workers = 2});
+  // The third token does not want what it lacks, and the fourth is waited for by nobody.
+  const std::vector<std::int32_t> ids = {0, 3, 1, 6, 2, 5, 2, 7};
+  const std::vector<float> weights = {0.5f, 0.5f, 0.5f, 0.5f, 0.5f, 0, 0.5f, 0.5f};
+  const std::vector<std::uint8_t> left_out = {0, 0, 0, 1};
+  plan.Build(replicas,
+             {.first_token = 1, .ids = {ids.data(), 4, 2}, .weights = {weights.data(), 4, 2}, .left_out = left_out});
+  ASSERT_EQ(plan.unserved().size(), 1u);
+  EXPECT_EQ(plan.unserved()[0].token, 2u) << "of the step";
+  EXPECT_EQ(plan.unserved()[0].expert, 6u);
+  EXPECT_EQ(plan.part(WorkerId(0)).tokens, (std::vector<std::uint32_t>{0, 2}));
+  EXPECT_EQ(plan.part(WorkerId(0)).pairs.size(), 3u);
+  for (const std::size_t token : {std::size_t{2}, std::size_t{4}})
+    for (std::size_t j = 0; j < 2; ++j) EXPECT_EQ(plan.source(token, j).worker, DispatchPlan::kNowhere);
+  EXPECT_EQ(plan.source(1, 1).worker, 0u);
+}
+
 TEST(DispatchPlan, NoTokensMakeAnEmptyPlan) {
   const Placement placement = Place({.workers = 2});
   const ReplicaTable replicas(placement);

@@ -14,6 +14,8 @@
 #include "kernels/kernels.h"
 #include "model/tensor_check.h"
 #include "model/weights.h"
+#include "placement/forced_routing.h"
+#include "test_folders.h"
 #include "tests/metrics/exposition.h"
 
 namespace moe {
@@ -98,7 +100,7 @@ struct EngineHarness::WorkerSide {
                                       .hidden = harness.exchange_options_.hidden,
                                       .intermediate = WidestExpert(harness.config_),
                                       .type = harness.weight_types_.mlps})),
-        loop({.hidden = harness.exchange_options_.hidden, .max_pairs = max_pairs}, description, shard, *backend,
+        loop({.hidden = harness.exchange_options_.hidden, .max_pairs = max_pairs}, description, shard, *backend, pool,
              totals),
         endpoint(std::move(end)),
         thread([this] { ended = loop.Run(*endpoint); }) {}
@@ -145,10 +147,13 @@ void EngineHarness::StartWorkers() {
                        .experts_per_token = static_cast<std::size_t>(config_.experts_per_token()),
                        .type = options_.exchange_type,
                        .timeout = options_.exchange_timeout};
-  InProcessEnds ends = Must(MakeInProcess({.limits = ExpertExchange::Limits(exchange_options_),
-                                           .num_workers = options_.workers,
-                                           .embedded = options_.embedded,
-                                           .tap = options_.faults.empty() ? options_.tap : &injector_}));
+  const TransportLimits limits = ExpertExchange::Limits(exchange_options_);
+  InProcessEnds ends = options_.connect
+                           ? options_.connect(limits, options_.workers)
+                           : Must(MakeInProcess({.limits = limits,
+                                                 .num_workers = options_.workers,
+                                                 .embedded = options_.embedded,
+                                                 .tap = options_.faults.empty() ? options_.tap : &injector_}));
   transport_ = std::move(ends.routers.front());
   if (!options_.faults.empty()) transport_ = MakeFaultyTransport(std::move(transport_), injector_);
   for (int w = 0; w < options_.workers; ++w)
@@ -157,11 +162,13 @@ void EngineHarness::StartWorkers() {
 }
 
 void EngineHarness::MakeRouter() {
+  routing_ = Must(MakeForcedRouting(Must(ParseRouting(options_.routing)), 1, config_));
   backend_ = MakeCpuDenseBackend(config_, Must(LoadDenseWeights(config_, *checkpoint_, weight_types_, pool_)),
                                  SimdKernels(), pool_,
                                  {.kv = PlanCache(options_, config_),
                                   .max_step_tokens = options_.max_step_tokens,
-                                  .max_batches = static_cast<std::size_t>(options_.micro_batches.most)});
+                                  .max_batches = static_cast<std::size_t>(options_.micro_batches.most),
+                                  .routing = routing_.get()});
   metrics_.emplace(RouterMetrics::Setup{.config = config_,
                                         .parameters = parameters_,
                                         .transport = transport_.get(),

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,6 +20,7 @@
 #include "model/config.h"
 #include "model/dense_backend.h"
 #include "model/parameter_count.h"
+#include "model/routing_override.h"
 #include "model/weight_types.h"
 #include "placement/placement.h"
 #include "router/engine.h"
@@ -48,12 +50,15 @@ struct HarnessOptions {
   std::chrono::milliseconds exchange_timeout{120'000};
   FaultScript faults;
   FrameTap* tap = nullptr;  // where there are no faults; outlives the harness
+  /// Makes the ends of another transport, instead of the in-process one's.
+  std::function<InProcessEnds(const TransportLimits& limits, int workers)> connect;
   std::size_t max_sequences = 8;
   std::size_t max_step_tokens = 64;
   std::size_t prefill_chunk = 0;
   std::size_t kv_pages = 64;  // of kPageTokens positions, where a layer keeps all of them
   KvType kv_type = KvType::kF32;
   std::optional<WeightType> weight_type;  // absent: the narrowest that loses nothing of what is stored
+  std::string routing = "gate";
   std::size_t max_queued = 1024;
   std::chrono::milliseconds drain_timeout{600'000};
 };
@@ -138,6 +143,7 @@ class EngineHarness {
 
   std::vector<std::unique_ptr<WorkerSide>> workers_;
   std::unique_ptr<Transport> transport_;  // null for a model without experts
+  std::shared_ptr<const RoutingOverride> routing_;
   std::unique_ptr<DenseBackend> backend_;
   std::optional<RouterMetrics> metrics_;
   std::optional<ExpertExchange> exchange_;

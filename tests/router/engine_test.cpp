@@ -214,7 +214,7 @@ TEST_F(EngineStep, AReportIsTheSameForAnyNumberOfMicroBatches) {
 // Lets no reply to the first micro-batch of a layer pass before the second one's request has left.
 class TwoInFlight final : public FrameTap {
  public:
-  bool Pass(FrameHeader& header, WorkerId) override {
+  bool Pass(FrameHeader& header, std::span<std::byte>, WorkerId) override {
     if (header.kind == FrameKind::kRequest) {
       requests_.store(header.sequence);
       requests_.notify_all();

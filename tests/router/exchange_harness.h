@@ -38,7 +38,8 @@ class FakeWorkers {
  public:
   FakeWorkers(const Placement& placement, std::vector<std::unique_ptr<WorkerEndpoint>> ends, bool scales_input)
       : scales_input_(scales_input) {
-    for (std::size_t w = 0; w < ends.size(); ++w)
+    for (std::size_t w = 0; w < ends.size(); ++w) {
+      if (!ends[w]) continue;
       threads_.emplace_back([this, w, slots = placement.layers[1].slots[w], end = std::move(ends[w])] {
         while (true) {
           const Result<std::optional<IncomingRequest>> request = end->Receive(kNoDeadline);
@@ -49,6 +50,7 @@ class FakeWorkers {
           MOE_CHECK(end->Reply(**request, bytes).ok());
         }
       });
+    }
   }
   ~FakeWorkers() {
     for (std::thread& thread : threads_) thread.join();

@@ -269,6 +269,11 @@ TEST_P(ExpertExchangeFault, FailsNamingTheRankAddsNothingAndStaysFailed) {
     EXPECT_EQ(residual_, before);
   };
   expect_failure();
+  EXPECT_EQ(exchange_->blame().certain, fault.silent);
+  EXPECT_EQ(exchange_->blame().workers[1], 1);
+  if (fault.silent) {
+    EXPECT_EQ(exchange_->blame().workers, (WorkerMask{0, 1, 0}));
+  }
   // Others on the transport too. (The first one's buffers may still be read by a worker that is late.)
   const std::unique_ptr<ExpertExchange> first = std::exchange(exchange_, MakeExchange());
   expect_failure();
@@ -291,6 +296,59 @@ TEST_F(ExpertExchangeTest, LateAndReorderedRepliesChangeNothing) {
     ASSERT_TRUE(Run().ok());
     ExpectResidual(expected);
   }
+}
+
+TEST_F(ExpertExchangeTest, GoesOnOverAnotherTransportWithoutALostWorker) {
+  ASSERT_NO_FATAL_FAILURE(Make({.redundant = 6,
+                                .micro_batches = 2,
+                                .timeout = std::chrono::milliseconds(2'000),
+                                .faults = {{.kind = FaultKind::kDeadPeer, .worker = WorkerId(1), .exchange = 1}}}));
+  Fill(3, kTokens);
+  const std::vector<float> expected = Expected(Unchanged);
+  const Part first{.micro_batch = 0, .first = 0, .tokens = 20};
+  const Part second{.micro_batch = 1, .first = 20, .tokens = kTokens - 20};
+  ASSERT_TRUE(Start(first).ok());
+  ASSERT_TRUE(Start(second).ok());
+  const std::vector<float> before = residual_;
+  ASSERT_TRUE(Finish(first).ok());
+  EXPECT_FALSE(Finish(second).ok());
+  residual_ = before;
+
+  exchange_->Unbind();
+  transport_.reset();
+  workers_.reset();
+  Result<InProcessEnds> ends = MakeInProcess({.limits = ExpertExchange::Limits(options_), .num_workers = 3});
+  ASSERT_TRUE(ends.ok());
+  transport_ = std::move(ends->routers.front());
+  ends->workers[1].reset();
+  workers_ = std::make_unique<FakeWorkers>(placement_, std::move(ends->workers), false);
+  exchange_->Rebind(&*transport_, {1, 0, 1});
+  exchange_->BeginStep();
+  ASSERT_TRUE(Start(first).ok());
+  ASSERT_TRUE(Start(second).ok());
+  ASSERT_TRUE(Finish(first).ok());
+  ASSERT_TRUE(Finish(second).ok());
+  ExpectResidual(expected);
+  EXPECT_EQ(exchange_->workers()[1].rows, 0u);
+}
+
+TEST_F(ExpertExchangeTest, WithoutAnyWorkerEveryTokenIsUnservedAndTheRestIsLeftAlone) {
+  ASSERT_NO_FATAL_FAILURE(Make({}));
+  exchange_->NameWorkers({"rank 1 (a)", "rank 2 (b)", "rank 3 (c)"});
+  exchange_->Rebind(nullptr, NoWorkers(3));
+  Fill(5, 4);
+  ids_ = {0, 1, 2, 1, 2, 3, 2, 3, 4, 5, 4, 3};
+  weights_[9] = 0;  // what is not wanted is not missed
+  const std::vector<float> before = residual_;
+  ASSERT_TRUE(Start().ok());
+  ASSERT_EQ(exchange_->unserved().size(), 4u);
+  EXPECT_EQ(exchange_->unserved()[3].token, 3u);
+  EXPECT_EQ(exchange_->unserved()[3].expert, 4u);
+  const Status why = exchange_->WhyUnserved(1, 4);
+  EXPECT_EQ(why.code(), StatusCode::kUnavailable);
+  EXPECT_THAT(why.message(), HasSubstr("layer 4 needs expert 4, which only rank 3 (c) could compute"));
+  ASSERT_TRUE(Finish().ok());
+  ExpectResidual(before);
 }
 
 TEST_F(ExpertExchangeTest, LimitsHoldTheLargestDispatchOfAStep) {

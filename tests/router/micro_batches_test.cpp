@@ -183,6 +183,39 @@ TEST_F(MicroBatchChoiceTest, TheChoiceIsTriedAgainAndOnlyNewsAreTold) {
   EXPECT_EQ(decisions_[1].count, 2);
 }
 
+TEST_F(MicroBatchChoiceTest, WhatIsDecidedOnceIsNeverTriedAgain) {
+  Make({.most = 2, .measure = true});
+  Run(8, kTrialSteps, OneIsFaster);
+  choice_->DecideOnce();
+  EXPECT_TRUE(choice_->Tries(8)) << "what was chosen before is forgotten";
+  Run(8, kTrialSteps - 1, TwoAreFaster);
+  EXPECT_TRUE(choice_->Tries(8));
+  Run(8, 1, TwoAreFaster);
+  EXPECT_FALSE(choice_->Tries(8));
+  EXPECT_TRUE(choice_->Tries(16)) << "another class";
+  EXPECT_THAT(Run(8, 2 * MicroBatchChoice::kKept, OneIsFaster), testing::Each(2));
+}
+
+TEST_F(MicroBatchChoiceTest, NothingIsTriedWithoutAChoice) {
+  Make({.most = 2});
+  EXPECT_FALSE(choice_->Tries(8));
+  Make({.most = 2, .measure = true});
+  EXPECT_FALSE(choice_->Tries(1));
+}
+
+TEST_F(MicroBatchChoiceTest, WhatIsFixedIsTakenAndNothingIsTried) {
+  for (const bool measure : {false, true}) {
+    Make({.most = 3, .measure = measure});
+    for (const int count : {2, 3, 1}) {
+      choice_->Fix(count);
+      EXPECT_FALSE(choice_->Tries(8));
+      EXPECT_THAT(Run(8, 2 * kTrialSteps, TwoAreFaster), testing::Each(count));
+      EXPECT_EQ(choice_->Next(1), 1) << "as many as rows";
+    }
+    EXPECT_TRUE(decisions_.empty());
+  }
+}
+
 TEST_F(MicroBatchChoiceTest, ASingleRowIsNoTrial) {
   Make({.most = 2, .measure = true});
   EXPECT_THAT(Run(1, 40, TwoAreFaster), testing::Each(1));

@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -16,14 +15,13 @@
 namespace moe {
 namespace {
 
-using testing::AllOf;
 using testing::HasSubstr;
 
 // In-process ends under a fault script. The injector outlives the ends.
 class FaultyHarness final : public TransportHarness {
  public:
-  FaultyHarness(const TransportLimits& limits, FaultScript script) : injector_(std::move(script)) {
-    InProcessEnds ends = MakeEnds({.limits = limits, .num_workers = 3, .tap = &injector_});
+  explicit FaultyHarness(const HarnessOptions& options) : injector_(options.faults) {
+    InProcessEnds ends = MakeEnds({.limits = options.limits, .num_workers = options.num_workers, .tap = &injector_});
     std::vector<std::unique_ptr<Transport>> routers;
     routers.push_back(MakeFaultyTransport(std::move(ends.routers[0]), injector_));
     inner_ = std::make_unique<ThreadHarness>(std::move(routers), std::move(ends.workers));
@@ -36,16 +34,15 @@ class FaultyHarness final : public TransportHarness {
 };
 
 HarnessFactory WithScript(FaultScript script) {
-  return [script = std::move(script)](const TransportLimits& limits) {
-    return std::make_unique<FaultyHarness>(limits, script);
+  return [script = std::move(script)](HarnessOptions options) {
+    options.faults.insert(options.faults.end(), script.begin(), script.end());
+    return std::make_unique<FaultyHarness>(options);
   };
 }
 
 // Without faults, and with replies that are only late, every promise is kept.
-INSTANTIATE_TEST_SUITE_P(FaultInjection, TransportContract,
-                         testing::Values(TransportContractParam{"no_faults", WithScript({})},
-                                         TransportContractParam{"late_replies", WithScript(RandomDelays(3, 3, 40, 4))}),
-                         [](const auto& test) { return test.param.name; });
+MOE_INSTANTIATE_TRANSPORT_CONTRACT(FaultInjection, TransportContractParam{"no_faults", WithScript({})},
+                                   TransportContractParam{"late_replies", WithScript(RandomDelays(3, 3, 40, 4))});
 
 constexpr TransportLimits kLimits{.max_request_bytes = 128, .max_reply_bytes = 128, .max_exchanges = 2};
 
@@ -55,17 +52,13 @@ class Faults : public testing::Test {
   static Deadline Short() { return After(std::chrono::milliseconds(30)); }
 
   void Make(FaultScript script) {
-    harness_ = std::make_unique<FaultyHarness>(kLimits, std::move(script));
+    harness_ = std::make_unique<FaultyHarness>(HarnessOptions{.limits = kLimits, .faults = std::move(script)});
     exchange_ = harness_->transport().MakeExchange();
   }
   static void StartEcho(Exchange& exchange) {
     for (int w = 0; w < 3; ++w) exchange.request(WorkerId(w))[0] = static_cast<std::byte>(Command::kEcho);
     const std::vector<std::size_t> sizes = {16, 32, 48};
     ASSERT_TRUE(exchange.Start(sizes).ok());
-  }
-  Status Echo(Deadline deadline) {
-    StartEcho(*exchange_);
-    return exchange_->Wait(deadline);
   }
   // Of one worker alone: where the deadline is short, a busy machine may delay the others beyond it.
   Status EchoOf(std::size_t worker, Deadline deadline) {
@@ -74,16 +67,6 @@ class Faults : public testing::Test {
     EXPECT_TRUE(exchange_->Start(sizes).ok());
     return exchange_->Wait(deadline);
   }
-  // One good exchange, then what exchange 1 with `kind` at worker 1 (rank 2) ends in.
-  Status OutcomeOf(FaultKind kind, Deadline deadline) {
-    Make({{.kind = kind, .worker = WorkerId(1), .exchange = 1}});
-    const Status before = Echo(Generous());
-    EXPECT_TRUE(before.ok()) << before.message();
-    Status status = EchoOf(1, deadline);
-    EXPECT_EQ(exchange_->Start(std::vector<std::size_t>(3)).message(), status.message()) << "not terminal";
-    return status;
-  }
-
   std::unique_ptr<FaultyHarness> harness_;
   std::unique_ptr<Exchange> exchange_;
 
@@ -92,44 +75,6 @@ class Faults : public testing::Test {
     harness_.reset();
   }
 };
-
-TEST_F(Faults, LostFramesEndInTheDeadlineAndNameTheRank) {
-  for (const FaultKind kind : {FaultKind::kDropRequest, FaultKind::kDropReply, FaultKind::kStaleReply}) {
-    const Status status = OutcomeOf(kind, Short());
-    EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
-    EXPECT_THAT(status.message(), HasSubstr("no reply from rank 2 before"));
-    TearDown();
-  }
-}
-
-TEST_F(Faults, ADeadPeerIsNamedByTheDeadline) {
-  const Status status = OutcomeOf(FaultKind::kDeadPeer, Short());
-  EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
-  EXPECT_THAT(status.message(), HasSubstr("no reply from rank 2 before"));
-}
-
-TEST_F(Faults, MangledRepliesAreUnavailableAndSayWhatIsWrong) {
-  const std::map<FaultKind, std::string> complaints = {
-      {FaultKind::kCorruptReplyLength, "says 33 payload bytes, but 32 arrived"},
-      {FaultKind::kOversizeReplyLength, "payload bytes, over the limit of 128"},
-      {FaultKind::kFlipReplyHeaderBit, "checksum"},
-      {FaultKind::kWrongReplyMagic, "magic"},
-      {FaultKind::kWrongReplyVersion, "version 2"},
-  };
-  for (const auto& [kind, complaint] : complaints) {
-    const Status status = OutcomeOf(kind, Generous());
-    EXPECT_EQ(status.code(), StatusCode::kUnavailable);
-    EXPECT_THAT(status.message(), AllOf(HasSubstr("rank 2"), HasSubstr(complaint)));
-    TearDown();
-  }
-}
-
-TEST_F(Faults, AMangledRequestIsRefusedByTheWorkerAtOnce) {
-  const Status status = OutcomeOf(FaultKind::kCorruptRequestLength, Generous());
-  EXPECT_EQ(status.code(), StatusCode::kUnavailable);
-  EXPECT_THAT(status.message(),
-              AllOf(HasSubstr("rank 2 refused a request"), HasSubstr("says 33 payload bytes, but 32")));
-}
 
 TEST_F(Faults, ADelayedReplyShowsAfterItsPolls) {
   Make({{.kind = FaultKind::kDelayReply, .worker = WorkerId(2), .polls = 3}});

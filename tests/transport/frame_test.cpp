@@ -61,10 +61,17 @@ TEST(Frame, EachWrongFieldIsNamed) {
   EXPECT_THAT(Complaint(Frame(header, 10)), HasSubstr("magic 0xabcd instead of 0x46454f4d"));
   header = Reply();
   header.version = 9;
-  EXPECT_THAT(Complaint(Frame(header, 10)), HasSubstr("version 9 (this program speaks 1)"));
+  EXPECT_THAT(Complaint(Frame(header, 10)), HasSubstr("version 9 (this program speaks 2)"));
   EXPECT_THAT(Complaint(Frame(Reply(kLimit + 1), kLimit + 1)), HasSubstr("101 payload bytes, over the limit of 100"));
   EXPECT_THAT(Complaint(Frame(Reply(11), 10)), HasSubstr("says 11 payload bytes, but 10 arrived"));
   EXPECT_THAT(Complaint(Frame(Reply(9), 10)), HasSubstr("says 9 payload bytes, but 10 arrived"));
+  header = Reply();
+  header.flags = 2;
+  EXPECT_THAT(Complaint(Frame(header, 10)), HasSubstr("flags 0x2 and reserved fields 0x0, 0x0 (known: flag 0x1)"));
+  header = Reply();
+  header.reserved = 7;
+  header.reserved_too = 8;
+  EXPECT_THAT(Complaint(Frame(header, 10)), HasSubstr("reserved fields 0x7, 0x8"));
   header = Reply();
   header.kind = FrameKind::kRequest;
   EXPECT_THAT(Complaint(Frame(header, 10)), HasSubstr("kind 1 instead of a reply"));
@@ -88,6 +95,49 @@ TEST(Frame, TheChecksumDependsOnEveryWordAndItsPlace) {
   EXPECT_NE(FrameChecksum(one), FrameChecksum(two));
   one.checksum = 5;
   EXPECT_EQ(FrameChecksum(one), FrameChecksum(Reply())) << "but not on itself";
+}
+
+// A reply of ten bytes whose payload is summed up.
+std::vector<std::byte> Summed() {
+  FrameHeader header = Reply();
+  std::vector<std::byte> frame(kFrameHeaderBytes + 10, std::byte{3});
+  Seal(header, std::span(frame).subspan(kFrameHeaderBytes), /*payload_checksum=*/true);
+  WriteFrameHeader(header, frame);
+  return frame;
+}
+
+Result<FrameVerdict> JudgeSummed(const std::vector<std::byte>& frame) {
+  return JudgeReply(
+      frame, {.peer = Rank(3), .epoch = 2, .sequence = 7, .max_payload_bytes = kLimit, .payload_checksum = true});
+}
+
+TEST(Frame, EveryFlippedBitOfASummedPayloadIsNoticed) {
+  ASSERT_TRUE(JudgeSummed(Summed()).ok());
+  for (std::size_t bit = 0; bit < Summed().size() * 8; ++bit) {
+    std::vector<std::byte> wrong = Summed();
+    wrong[bit / 8] ^= static_cast<std::byte>(1 << (bit % 8));
+    const Result<FrameVerdict> verdict = JudgeSummed(wrong);
+    ASSERT_FALSE(verdict.ok()) << "bit " << bit;
+    EXPECT_THAT(verdict.status().message(), HasSubstr("rank 3"));
+    if (bit >= kFrameHeaderBytes * 8) {
+      EXPECT_THAT(verdict.status().message(), HasSubstr("a payload of 10 bytes with checksum 0x"));
+    }
+  }
+}
+
+TEST(Frame, ThePayloadChecksumIsXxh3) {
+  FrameHeader header;
+  Seal(header, {}, /*payload_checksum=*/true);
+  EXPECT_EQ(header.payload_checksum, 0x2d06'8005'38d3'94c2u) << "of no bytes, as published";
+}
+
+TEST(Frame, BothEndsCheckPayloadsOrNone) {
+  EXPECT_THAT(Complaint(Summed()), HasSubstr("with a checksum of its payload, which this end does not expect"));
+  EXPECT_THAT(JudgeSummed(Frame(Reply(), 10)).status().message(),
+              HasSubstr("without a checksum of its payload, which this end expects"));
+  FrameHeader header = Reply();
+  header.payload_checksum = 5;
+  EXPECT_THAT(Complaint(Frame(header, 10)), HasSubstr("checksum 0x5, but what arrived has 0x0"));
 }
 
 TEST(Frame, StaleRepliesAreDroppedAndFutureOnesRefused) {

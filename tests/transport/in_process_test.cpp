@@ -15,16 +15,27 @@
 namespace moe {
 namespace {
 
+// Threads of this process under a fault script. The injector outlives the ends.
+class InProcessHarness final : public TransportHarness {
+ public:
+  InProcessHarness(const HarnessOptions& options, std::chrono::microseconds spin)
+      : injector_(options.faults),
+        inner_(
+            MakeEnds({.limits = options.limits, .num_workers = options.num_workers, .spin = spin, .tap = &injector_})) {
+  }
+  Transport& transport() override { return inner_.transport(); }
+
+ private:
+  FaultInjector injector_;
+  ThreadHarness inner_;
+};
+
 HarnessFactory WithSpin(std::chrono::microseconds spin) {
-  return [spin](const TransportLimits& limits) {
-    return std::make_unique<ThreadHarness>(MakeEnds({.limits = limits, .num_workers = 3, .spin = spin}));
-  };
+  return [spin](const HarnessOptions& options) { return std::make_unique<InProcessHarness>(options, spin); };
 }
 
-INSTANTIATE_TEST_SUITE_P(InProcess, TransportContract,
-                         testing::Values(TransportContractParam{"parking", WithSpin(std::chrono::microseconds(0))},
-                                         TransportContractParam{"spinning", WithSpin(std::chrono::microseconds(20))}),
-                         [](const auto& test) { return test.param.name; });
+MOE_INSTANTIATE_TRANSPORT_CONTRACT(InProcess, TransportContractParam{"parking", WithSpin(std::chrono::microseconds(0))},
+                                   TransportContractParam{"spinning", WithSpin(std::chrono::microseconds(20))});
 
 constexpr TransportLimits kLimits{.max_request_bytes = 256, .max_reply_bytes = 256, .max_exchanges = 2};
 

@@ -160,7 +160,8 @@ Result<std::optional<IncomingRequest>> MpiEndpoint::Take(std::size_t slot) {
   const Result<FrameVerdict> verdict = JudgeRequest(frame, {.peer = kMpiRouter,
                                                             .epoch = link_.epoch(),
                                                             .last_sequence = from.last_sequence,
-                                                            .max_payload_bytes = limits_.max_request_bytes});
+                                                            .max_payload_bytes = limits_.max_request_bytes,
+                                                            .payload_checksum = limits_.payload_checksums});
   if (!verdict.ok()) {
     const std::string& why = verdict.status().message();
     const std::size_t bytes = std::min(why.size(), limits_.max_reply_bytes);

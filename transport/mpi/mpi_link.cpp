@@ -9,9 +9,10 @@ namespace moe {
 
 Result<MpiLink> MpiLink::Connect(MpiWorld& world, const MpiTransportOptions& options) {
   const TransportLimits& limits = options.limits;
-  MOE_RETURN_IF_ERROR(world.CheckAgreement("the transport's limits (request bytes, reply bytes, exchanges)",
-                                           {static_cast<std::int64_t>(limits.max_request_bytes),
-                                            static_cast<std::int64_t>(limits.max_reply_bytes), limits.max_exchanges}));
+  MOE_RETURN_IF_ERROR(world.CheckAgreement(
+      "the transport's limits (request bytes, reply bytes, exchanges, whether payloads carry checksums)",
+      {static_cast<std::int64_t>(limits.max_request_bytes), static_cast<std::int64_t>(limits.max_reply_bytes),
+       limits.max_exchanges, limits.payload_checksums ? 1 : 0}));
   MOE_RETURN_IF_ERROR(CheckLimits(limits));
   if (world.size() < 2) return InvalidArgument("the mpi transport needs at least 2 ranks, this job has ", world.size());
   // MPI counts bytes in an int.
@@ -22,6 +23,7 @@ Result<MpiLink> MpiLink::Connect(MpiWorld& world, const MpiTransportOptions& opt
   MpiLink link;
   MOE_ASSIGN_OR_RETURN(link.communicator_, world.NewCommunicator());
   link.world_ = &world;
+  link.payload_checksums_ = limits.payload_checksums;
   link.tap_ = options.tap;
   const Rank usual_sender = world.rank() == kMpiRouter ? Rank(1) : kMpiRouter;
   link.waiting_ = options.waiting != nullptr ? *options.waiting : world.Waiting(usual_sender);
@@ -30,8 +32,9 @@ Result<MpiLink> MpiLink::Connect(MpiWorld& world, const MpiTransportOptions& opt
 
 Status MpiLink::Send(MpiOperations& operations, OutgoingFrame out) const {
   out.header.epoch = epoch();
-  Seal(out.header);
-  if (tap_ != nullptr && !tap_->Pass(out.header, out.worker)) return Status::Ok();
+  const std::span<std::byte> payload = out.frame.subspan(kFrameHeaderBytes);
+  Seal(out.header, payload, payload_checksums_);
+  if (tap_ != nullptr && !tap_->Pass(out.header, payload, out.worker)) return Status::Ok();
   WriteFrameHeader(out.header, out.frame);
   MOE_RETURN_IF_ERROR(operations.Send(out.place, out.frame, out.peer, out.tag));
   if (Doorbell* const bell = world_->bell(out.peer); bell != nullptr) bell->Ring();

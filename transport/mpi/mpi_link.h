@@ -62,6 +62,7 @@ class MpiLink {
  private:
   MpiWorld* world_ = nullptr;
   MpiCommunicator communicator_;
+  bool payload_checksums_ = false;
   FrameTap* tap_ = nullptr;
   BackoffOptions waiting_;
 };

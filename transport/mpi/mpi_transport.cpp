@@ -206,7 +206,8 @@ Status MpiExchange::TakeReply(std::size_t worker, std::size_t arrived_bytes) {
                                   {.peer = transport_.rank(Id(worker)),
                                    .epoch = transport_.link.epoch(),
                                    .sequence = slot_.sequence,
-                                   .max_payload_bytes = transport_.limits().max_reply_bytes}));
+                                   .max_payload_bytes = transport_.limits().max_reply_bytes,
+                                   .payload_checksum = transport_.limits().payload_checksums}));
   if (verdict == FrameVerdict::kDrop) return PostReceive(worker);
   slot_.reply_bytes[worker] = arrived_bytes - kFrameHeaderBytes;
   slot_.completed_at[worker] = Clock::now();

@@ -1,7 +1,6 @@
 #include "transport/mpi/mpi_world.h"
 
 #include <mpi.h>
-#include <sched.h>
 
 #include <array>
 #include <climits>
@@ -10,6 +9,8 @@
 #include <new>
 #include <numeric>
 #include <string_view>
+
+#include "core/machine.h"
 
 namespace moe {
 namespace {
@@ -20,14 +21,6 @@ Status Failed(std::string_view what, int error) { return Unavailable("MPI ", wha
   do {                                                                                          \
     if (const int moe_error = (call); moe_error != MPI_SUCCESS) return Failed(what, moe_error); \
   } while (false)
-
-int AllowedProcessors() {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
-    return static_cast<int>(std::thread::hardware_concurrency());
-  return CPU_COUNT(&allowed);
-}
 
 // Waits for a collective without holding a processor: another rank may be loading its weights on it.
 Status Complete(std::string_view what, MPI_Request request) {
@@ -70,7 +63,7 @@ MpiWorld::MpiWorld() {
   MPI_Comm_size(MPI_COMM_WORLD, &size_);
   UseExactSleeps();
   SplitByNode();
-  oversubscribed_ = node_local_size_ > AllowedProcessors();
+  oversubscribed_ = node_local_size_ > static_cast<int>(AllowedProcessors().size());
   Result<MpiCommunicator> collectives = NewCommunicator();
   MOE_CHECK(collectives.ok(), collectives.status().message());
   collectives_ = *collectives;

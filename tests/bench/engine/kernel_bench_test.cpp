@@ -94,7 +94,7 @@ TEST(KernelBench, RefusesAKernelThatIsWrong) {
   kernels.product_error = 0.1f;
   const Status product = RunKernelBench(Tiny(), kernels, kQuietly).status();
   EXPECT_EQ(product.code(), StatusCode::kInternal);
-  EXPECT_THAT(product.message(), HasSubstr("matmul of qwen3-30b-a3b expert gate and up 1536x2048 in bf16 differs"));
+  EXPECT_THAT(product.message(), HasSubstr("matmul of qwen3-30b-a3b, expert gate and up 1536x2048, in bf16 differs"));
   kernels.product_error = std::nanf("");
   EXPECT_FALSE(RunKernelBench(Tiny(), kernels, kQuietly).ok());
   kernels.product_error = 0;
@@ -118,27 +118,101 @@ TEST(KernelBench, RefusesValuesOutOfRangeByName) {
   EXPECT_EQ(message([](auto& o) { o.rows = o.contexts = {}; }), "--rows and --contexts leave nothing to measure");
 }
 
+TEST(KernelBench, SetsEachKernelBesideWhatItsInstructionDoes) {
+  KernelBenchOptions options = Tiny();
+  options.weight_types = {WeightType::kF32, WeightType::kInt4};
+  const auto results = RunKernelBench(options, SimdKernels(), kQuietly);
+  ASSERT_TRUE(results.ok()) << results.status().message();
+  for (const KernelResult& result : *results) {
+    EXPECT_GT(result.read_bytes_per_s, 0) << result.shape;
+    EXPECT_GT(result.share_of_bandwidth, 0) << result.shape;
+    const std::string format = result.type == "int4" ? "int8" : "fp32";
+    const DotInstruction* const instruction = InstructionOf(SimdKernels().name(), format);
+    ASSERT_EQ(result.peak.has_value(), instruction != nullptr);
+    if (!instruction) continue;
+    EXPECT_EQ(result.peak->instruction, Cat(format, " ", instruction->instruction_set));
+    EXPECT_GT(result.peak->operations_per_s, 0) << result.shape;
+    EXPECT_GT(result.peak->share, 0) << result.shape;
+  }
+  const auto unknown = RunKernelBench(options, WrongKernels(), kQuietly);
+  ASSERT_TRUE(unknown.ok()) << unknown.status().message();
+  EXPECT_FALSE(unknown->front().peak) << "nobody knows what kernels of this name multiply with";
+}
+
+KernelResult SomeResult(std::size_t rows = 4, const char* shape = "s") {
+  return {.kernel = "matmul",
+          .model = "m",
+          .shape = shape,
+          .type = "int8",
+          .rows = rows,
+          .largest_error = 0.5,
+          .bytes_per_s = 20e9,
+          .read_bytes_per_s = 39e9,
+          .share_of_bandwidth = 0.5,
+          .operations_per_s = 80e9,
+          .peak = KernelResult::Peak{.instruction = "int8 avx2", .operations_per_s = 390e9, .share = 0.2}};
+}
+
 TEST(KernelBench, ReportsSharesOfTheRoofs) {
-  const KernelResult result{.kernel = "matmul",
-                            .model = "m",
-                            .shape = "s",
-                            .type = "bf16",
-                            .rows = 4,
-                            .bytes_per_s = 20e9,
-                            .operations_per_s = 80e9,
-                            .largest_error = 0.5};
   const KernelBenchContext context{
-      .roofs = {.read_bandwidth_bytes_per_s = 40e9, .peak_flops = 400e9, .threads = 2},
-      .dot_roofs = {{.format = "int8", .instruction_set = "avx2", .operations_per_s = 100e9}},
-      .kernels = "avx2"};
-  const auto json = nlohmann::json::parse(KernelResultsJson({result}, context));
+      .dot_roofs = {{.format = "int8", .instruction_set = "avx2", .operations_per_s = 400e9}},
+      .kernels = "avx2",
+      .threads = 2};
+  const auto json = nlohmann::json::parse(KernelResultsJson({SomeResult()}, context));
   EXPECT_EQ(json["target"], "avx2");
   EXPECT_EQ(json["threads"], 2);
-  EXPECT_EQ(json["roofs"][0]["operations_per_s"], 100e9);
-  EXPECT_EQ(json["kernels"][0]["rows"], 4);
-  EXPECT_EQ(json["kernels"][0]["share_of_bandwidth"], 0.5);
-  EXPECT_EQ(json["kernels"][0]["share_of_peak"], 0.2);
-  EXPECT_THAT(KernelTable({result}, context), HasSubstr("     4       20.0      50%       80.0      20%"));
+  EXPECT_EQ(json["roofs"][0]["operations_per_s"], 400e9);
+  const nlohmann::json expected = {{"kernel", "matmul"},
+                                   {"model", "m"},
+                                   {"shape", "s"},
+                                   {"weight_type", "int8"},
+                                   {"rows", 4},
+                                   {"bytes_per_s", 20e9},
+                                   {"read_bytes_per_s", 39e9},
+                                   {"share_of_bandwidth", 0.5},
+                                   {"operations_per_s", 80e9},
+                                   {"peak_instruction", "int8 avx2"},
+                                   {"peak_operations_per_s", 390e9},
+                                   {"share_of_peak", 0.2},
+                                   {"largest_error", 0.5}};
+  EXPECT_EQ(json["kernels"][0], expected);
+  EXPECT_THAT(KernelTable({SomeResult()}, context),
+              testing::EndsWith("matmul, m, s, int8\n"
+                                "rows  GB/s  reading  share  Gop/s  int8 avx2  share\n"
+                                "---------------------------------------------------\n"
+                                "4     20.0     39.0    50%   80.0      390.0    20%\n"));
+}
+
+TEST(KernelBench, ReportsNoShareOfAPeakThatIsUnknown) {
+  KernelResult result = SomeResult();
+  result.peak.reset();
+  const auto kernel = nlohmann::json::parse(KernelResultsJson({result}, {}))["kernels"][0];
+  for (const char* key : {"peak_instruction", "peak_operations_per_s", "share_of_peak"})
+    EXPECT_TRUE(kernel[key].is_null()) << key;
+  EXPECT_THAT(KernelTable({result}, {}), testing::EndsWith(" 80.0     -      -\n"));
+}
+
+TEST(KernelTable, HasATableForEachShapeWithALineForEachNumberOfRows) {
+  const std::string table = KernelTable({SomeResult(), SomeResult(8), SomeResult(4, "t")}, {});
+  EXPECT_THAT(table,
+              testing::ContainsRegex("matmul, m, s, int8\nrows[^\n]*\n-+\n4 [^\n]*\n8 [^\n]*\n\nmatmul, m, t, int8\n"));
+}
+
+TEST(InstructionOf, IsThatOfTheKernelsInstructionSet) {
+  for (const DotInstruction& instruction : DotInstructions()) {
+    if (!instruction.available() || instruction.format == "bf16") continue;
+    // These are Highway's names of the sets that the kernels are compiled for.
+    for (const std::string_view kernels : {"avx2", "avx3", "avx3_dl"}) {
+      const DotInstruction* const found = InstructionOf(kernels, instruction.format);
+      if (found == nullptr) continue;
+      EXPECT_EQ(found->format, instruction.format);
+      const bool vnni = kernels == "avx3_dl" && found->format == "int8";
+      EXPECT_EQ(found->instruction_set, vnni ? "avx512_vnni" : kernels == "avx2" ? "avx2" : "avx512");
+    }
+  }
+  EXPECT_NE(InstructionOf(SimdKernels().name(), "fp32"), nullptr) << "every machine multiplies floats";
+  EXPECT_EQ(InstructionOf("reference", "fp32"), nullptr);
+  EXPECT_EQ(InstructionOf("avx2", "fp8"), nullptr);
 }
 
 TEST(DotInstructions, DoWhatTheyCount) {

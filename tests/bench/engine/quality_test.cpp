@@ -10,6 +10,7 @@
 
 #include "bench/engine/engine_run.h"
 #include "bench/engine/local_engine.h"
+#include "test_folders.h"
 
 namespace moe {
 namespace {

@@ -10,6 +10,7 @@
 #include "bench/engine/engine_run.h"
 #include "core/text.h"
 #include "model/weight_bytes.h"
+#include "test_folders.h"
 
 namespace moe {
 namespace {
@@ -89,11 +90,27 @@ TEST(WorkMeter, CountsTheOperationsThatAreDone) {
   // Scores and sum over values: two heads of 4 elements, (row, position) pairs seen.
   const double a_pair = 2.0 * 2 * (4 + 4);
   const ModelConfig everything = SmallModel("null");
-  EXPECT_EQ(WorkMeter(everything, WeightType::kBf16, KvType::kF32).Of(step).operations,
+  EXPECT_EQ(WorkMeter(everything, WeightType::kBf16, KvType::kF32).Of(step).operations.fp32,
             dense + head + experts + 2 * (6 + 1 + 2 + 3) * a_pair);
   const ModelConfig window = SmallModel("3");
-  EXPECT_EQ(WorkMeter(window, WeightType::kBf16, KvType::kF32).Of(step).operations,
+  EXPECT_EQ(WorkMeter(window, WeightType::kBf16, KvType::kF32).Of(step).operations.fp32,
             dense + head + experts + 2 * (3 + 1 + 2 + 3) * a_pair);
+}
+
+TEST(WorkMeter, TellsIntegersFromFloats) {
+  const std::vector<std::uint64_t> tokens = {4, 0, 3, 1, 0, 0, 8, 0};
+  const StepShape step{.ranges = {kDecode, kPrefill}, .logit_rows = 1, .expert_tokens = tokens};
+  const ModelConfig config = SmallModel("null");
+  const double all = WorkMeter(config, WeightType::kF32, KvType::kF32).Of(step).operations.fp32;
+  const double experts = 2.0 * 16 * kExpert;
+  const Operations int8 = WorkMeter(config, WeightType::kInt8, KvType::kF32).Of(step).operations;
+  EXPECT_EQ(int8.int8, experts + 2.0 * 4 * 2 * kAttention + 2.0 * 100 * 8);
+  EXPECT_EQ(int8.total(), all) << "gates, norms, scores and sums over values stay fp32";
+  WeightTypes narrow_experts = WeightType::kInt4;
+  narrow_experts.attention = WeightType::kBf16;
+  const Operations int4 = WorkMeter(config, narrow_experts, KvType::kF32).Of(step).operations;
+  EXPECT_EQ(int4.int8, experts);
+  EXPECT_EQ(int4.total(), all);
 }
 
 TEST(WorkMeter, LeavesTheHeadOutWhereNobodyWantsLogits) {
@@ -104,7 +121,7 @@ TEST(WorkMeter, LeavesTheHeadOutWhereNobodyWantsLogits) {
   StepShape with = without;
   with.logit_rows = 2;
   EXPECT_EQ(meter.Of(with).weight_bytes - meter.Of(without).weight_bytes, 100 * 8 * 2);
-  EXPECT_EQ(meter.Of(with).operations - meter.Of(without).operations, 2.0 * 2 * 100 * 8);
+  EXPECT_EQ(meter.Of(with).operations.fp32 - meter.Of(without).operations.fp32, 2.0 * 2 * 100 * 8);
 }
 
 TEST(WorkMeter, TouchesOnlyTheStackThatRan) {
@@ -146,13 +163,19 @@ TEST(AttentionOperations, EndWithAChunkAndSeeAllWithoutACause) {
 }
 
 TEST(Work, AddsUp) {
-  const Work one{.steps = 1, .rows = 2, .weight_bytes = 3, .kv_bytes = 4, .operations = 5, .distinct_experts = 6};
+  const Work one{.steps = 1,
+                 .rows = 2,
+                 .weight_bytes = 3,
+                 .kv_bytes = 4,
+                 .operations = {.fp32 = 5, .int8 = 7},
+                 .distinct_experts = 6};
   Work sum = one;
   sum += one;
   EXPECT_EQ(sum.steps, 2u);
   EXPECT_EQ(sum.rows, 4u);
   EXPECT_EQ(sum.bytes(), 14);
-  EXPECT_EQ(sum.operations, 10);
+  EXPECT_EQ(sum.operations.fp32, 10);
+  EXPECT_EQ(sum.operations.int8, 14);
   EXPECT_EQ(sum.distinct_experts, 12u);
 }
 

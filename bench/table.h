@@ -6,6 +6,9 @@
 
 namespace moe {
 
+/// One cell or line, as printf writes it.
+std::string Format(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
 /// Cells by row and column; the first column is aligned left, the others right. Widths count characters, not bytes.
 class TextTable {
  public:

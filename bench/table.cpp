@@ -1,6 +1,8 @@
-#include "bench/plan/table.h"
+#include "bench/table.h"
 
 #include <algorithm>
+#include <cstdarg>
+#include <cstdio>
 
 namespace moe {
 namespace {
@@ -22,6 +24,17 @@ void AddLine(const std::vector<std::string>& cells, const std::vector<std::size_
 }
 
 }  // namespace
+
+std::string Format(const char* format, ...) {
+  std::va_list values, again;
+  va_start(values, format);
+  va_copy(again, values);
+  std::string text(static_cast<std::size_t>(std::max(0, std::vsnprintf(nullptr, 0, format, values))), '\0');
+  (void)std::vsnprintf(text.data(), text.size() + 1, format, again);
+  va_end(again);
+  va_end(values);
+  return text;
+}
 
 std::string TextTable::Text() const {
   std::vector<std::size_t> widths(rows_.front().size(), 0);
