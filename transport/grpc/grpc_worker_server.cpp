@@ -1,9 +1,11 @@
 #include "transport/grpc/grpc_worker_server.h"
 
 #include <grpcpp/server_builder.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <random>
 #include <thread>
 #include <utility>
 
@@ -23,6 +25,11 @@ constexpr std::chrono::milliseconds kFarewell{500};
 constexpr int kLeastMessage = 4 << 20;
 
 }  // namespace
+
+std::string FreeLocalAddress() {
+  std::random_device device;
+  return Cat("unix-abstract:moe-", getpid(), "-", device(), "-", device());
+}
 
 struct GrpcWorkerServer::State {
   explicit State(grpc::Service* control, const GrpcWorkerServerOptions& options)
