@@ -33,7 +33,7 @@ std::string FreeLocalAddress() {
 
 struct GrpcWorkerServer::State {
   explicit State(grpc::Service* control, const GrpcWorkerServerOptions& options)
-      : streams(control, options.spin),
+      : streams(control),
         endpoint(streams, {.limits = options.limits,
                            .max_routers = options.max_routers,
                            .tap = options.tap,

@@ -31,9 +31,8 @@ struct GrpcWorkerServerOptions {
   std::vector<std::string> health_services = {"moe.v1.ExpertWorker"};
   std::chrono::milliseconds keepalive_interval{10'000};  // a ping when a router has sent nothing for so long
   std::chrono::milliseconds keepalive_timeout{5'000};
-  std::chrono::microseconds spin{0};  // before sleeping in Receive; worth it only where processors are not short
-  FrameTap* tap = nullptr;            // outlives the server
-  WorkerId worker;                    // for the tap
+  FrameTap* tap = nullptr;  // outlives the server
+  WorkerId worker;          // for the tap
 };
 
 class GrpcWorkerServer {
