@@ -99,9 +99,8 @@ Status WaitForConnection(grpc::Channel& channel, const GenerateClient::Options& 
 // One open stream. Owns itself: gRPC calls OnDone last, once.
 class OpenCall final : public grpc::ClientReadReactor<v1::GenerateEvent> {
  public:
-  using Ended = std::function<void(const OpenCall* id, CallRecord record)>;
-
-  OpenCall(std::shared_ptr<grpc::ClientContext> context, CallRecord record, std::uint32_t vocab_size, Ended ended)
+  OpenCall(std::shared_ptr<grpc::ClientContext> context, CallRecord record, std::uint32_t vocab_size,
+           GenerateClient::Done ended)
       : context_(std::move(context)), record_(std::move(record)), vocab_size_(vocab_size), ended_(std::move(ended)) {}
 
   void Begin(v1::Inference::Stub& stub, v1::GenerateRequest request) {
@@ -122,13 +121,12 @@ class OpenCall final : public grpc::ClientReadReactor<v1::GenerateEvent> {
     record_.ended = Clock::now();
     record_.status = CodeName(status.error_code());
     record_.message = status.error_message();
-    const OpenCall* const id = this;
     const auto ended = std::move(ended_);
     CallRecord record = std::move(record_);
     // Before anyone hears of the end: the context holds the channel, and a channel must not go on a thread of gRPC,
     // which then would wait for itself.
     delete this;
-    ended(id, std::move(record));
+    ended(std::move(record));
   }
 
  private:
@@ -137,7 +135,7 @@ class OpenCall final : public grpc::ClientReadReactor<v1::GenerateEvent> {
   v1::GenerateEvent event_;
   CallRecord record_;
   const std::uint32_t vocab_size_;
-  Ended ended_;
+  GenerateClient::Done ended_;
 };
 
 }  // namespace
@@ -145,9 +143,11 @@ class OpenCall final : public grpc::ClientReadReactor<v1::GenerateEvent> {
 struct GenerateClient::State {
   std::unique_ptr<v1::Inference::Stub> stub;
   std::mutex mutex;
+  // By a number that is never used twice: where a call lies in memory, the next one lies before its end is known here.
   // Shared with the calls, so that CancelAll can cancel outside of the lock: gRPC may run OnDone on the thread that
   // cancels.
-  std::unordered_map<const OpenCall*, std::shared_ptr<grpc::ClientContext>> open;
+  std::unordered_map<std::uint64_t, std::shared_ptr<grpc::ClientContext>> open;
+  std::uint64_t last_number = 0;
   bool cancelled = false;
 };
 
@@ -192,11 +192,17 @@ void GenerateClient::Start(const PlannedCall& call, const Ticket& ticket, Done d
   auto context = std::make_shared<grpc::ClientContext>();
   context->set_deadline(std::chrono::system_clock::now() + options_.call_timeout);
   State& state = *state_;
-  auto ended = [&state, done = std::move(done)](const OpenCall* id, CallRecord ended_record) {
+  std::uint64_t number = 0;
+  {
+    const std::lock_guard lock(state.mutex);
+    number = ++state.last_number;
+    state.open.emplace(number, context);
+  }
+  auto ended = [&state, number, done = std::move(done)](CallRecord ended_record) {
     std::shared_ptr<grpc::ClientContext> last;  // goes before `done`, and not under the lock
     {
       const std::lock_guard lock(state.mutex);
-      const auto entry = state.open.find(id);
+      const auto entry = state.open.find(number);
       last = std::move(entry->second);
       state.open.erase(entry);
       ended_record.cancelled_by_client = state.cancelled && ended_record.status == "CANCELLED";
@@ -204,11 +210,7 @@ void GenerateClient::Start(const PlannedCall& call, const Ticket& ticket, Done d
     last.reset();
     done(std::move(ended_record));
   };
-  auto* open = new OpenCall(context, std::move(record), model_.vocab_size, std::move(ended));
-  {
-    const std::lock_guard lock(state.mutex);
-    state.open.emplace(open, std::move(context));
-  }
+  auto* open = new OpenCall(std::move(context), std::move(record), model_.vocab_size, std::move(ended));
   open->Begin(*state.stub, MakeRequest(call, options_.sampling));
 }
 

@@ -149,7 +149,7 @@ bool MustLeaveJob(TransportChoice choice, const Status& failure) {
          failure.code() == StatusCode::kDeadlineExceeded;
 }
 
-std::string JobListenAddress(const MpiWorld& world) { return OneMachine(world) ? "127.0.0.1:0" : "0.0.0.0:0"; }
+std::string JobListenAddress(const MpiWorld& world) { return OneMachine(world) ? FreeLocalAddress() : "0.0.0.0:0"; }
 
 Result<std::vector<std::string>> GatherAddresses(MpiWorld& world, const Result<std::string>& bound) {
   // One word before it says which of the two it is.

@@ -44,7 +44,8 @@ Result<std::unique_ptr<JobWorkerEnd>> MakeJobWorkerEnd(MpiWorld& world, Transpor
 /// theirs has failed.
 bool MustLeaveJob(TransportChoice choice, const Status& failure);
 
-/// HOST:0 for a server that the job's other ranks reach: loopback where all are on one machine, else every interface.
+/// For a server that the job's other ranks reach: a local socket where all are on one machine, else any free port of
+/// every interface.
 std::string JobListenAddress(const MpiWorld& world);
 
 /// Collective: what the workers' servers, started with JobListenAddress, are bound to, as rank 0 reaches them, by

@@ -36,12 +36,8 @@ RpcServer::~RpcServer() { Shutdown(std::chrono::milliseconds(0)); }
 
 Result<std::unique_ptr<RpcServer>> RpcServer::Start(const RpcServerOptions& options,
                                                     std::span<grpc::Service* const> services) {
-  const bool local = options.listen.starts_with("unix:");
-  ListenAddress address;
-  if (!local) {
-    MOE_ASSIGN_OR_RETURN(address, ParseListenAddress(options.listen));
-    MOE_RETURN_IF_ERROR(CheckBindable(address));
-  }
+  MOE_ASSIGN_OR_RETURN(const ListenAddress address, ParseListenAddress(options.listen));
+  MOE_RETURN_IF_ERROR(CheckBindable(address));
   MOE_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ServerCredentials> credentials, MakeServerCredentials(options.tls));
   EnableHealthAndReflection();
 
@@ -69,7 +65,7 @@ Result<std::unique_ptr<RpcServer>> RpcServer::Start(const RpcServerOptions& opti
                                          : "");
   }
   std::unique_ptr<RpcServer> server(new RpcServer(std::move(state)));
-  server->address_ = local ? options.listen : address.WithPort(port);
+  server->address_ = address.WithPort(port);
   server->SetServing(false);
   return server;
 }

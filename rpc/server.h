@@ -19,7 +19,7 @@ class Service;
 namespace moe {
 
 struct RpcServerOptions {
-  std::string listen;  // HOST:PORT, "[::1]:PORT" for IPv6; port 0 for any free one; or unix:/PATH
+  std::string listen;  // as ParseListenAddress reads it
   TlsFiles tls;
   /// Services that grpc.health.v1.Health answers for, beside "" (the server as a whole).
   std::vector<std::string> health_services;
@@ -37,8 +37,8 @@ struct RpcServerOptions {
 class RpcServer {
  public:
   /// Serves from here on; health says NOT_SERVING until SetServing(true). `services` must outlive the server.
-  /// UNAVAILABLE naming the address when it is taken or not this machine's, INVALID_ARGUMENT when it is not HOST:PORT
-  /// or a TLS file is not what it should be.
+  /// UNAVAILABLE naming the address when it is taken or not this machine's, INVALID_ARGUMENT when it is none, or a
+  /// TLS file is not what it should be.
   static Result<std::unique_ptr<RpcServer>> Start(const RpcServerOptions& options,
                                                   std::span<grpc::Service* const> services);
   /// Shutdown at once, if there was none.

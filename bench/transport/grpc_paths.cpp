@@ -12,8 +12,6 @@
 namespace moe {
 namespace {
 
-constexpr const char* kAnyPort = "127.0.0.1:0";
-
 class GrpcLocalEnds final : public LocalEnds {
  public:
   explicit GrpcLocalEnds(const ExchangeBenchOptions& options)
@@ -21,8 +19,8 @@ class GrpcLocalEnds final : public LocalEnds {
 
   Status AddWorker() {
     Worker worker;
-    MOE_ASSIGN_OR_RETURN(worker.server, GrpcWorkerServer::Start({.listen = kAnyPort, .limits = limits_}));
-    MOE_ASSIGN_OR_RETURN(worker.raw, StartRawGrpcWorker(kAnyPort, largest_));
+    MOE_ASSIGN_OR_RETURN(worker.server, GrpcWorkerServer::Start({.listen = FreeLocalAddress(), .limits = limits_}));
+    MOE_ASSIGN_OR_RETURN(worker.raw, StartRawGrpcWorker(FreeLocalAddress(), largest_));
     addresses_.push_back(worker.server->address());
     raw_addresses_.push_back(worker.raw->address());
     workers_.push_back(std::move(worker));

@@ -1,4 +1,4 @@
-// The gRPC transport in one process, over loopback: a server for each worker thread; and its baseline, a bare stream.
+// The gRPC transport in one process, over local sockets: a server for each worker thread; and its baseline, a bare stream.
 #pragma once
 
 #include <memory>
@@ -7,7 +7,7 @@
 
 namespace moe {
 
-/// Servers on free ports of the loopback interface, from here on.
+/// Servers on local sockets, from here on.
 Result<std::unique_ptr<LocalEnds>> MakeGrpcEnds(const ExchangeBenchOptions& options, int workers);
 
 }  // namespace moe

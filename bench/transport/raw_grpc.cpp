@@ -136,7 +136,7 @@ class Worker final : public RawGrpcWorker {
     queue_ = builder.AddCompletionQueue();
     server_ = builder.BuildAndStart();
     if (server_ == nullptr || port == 0) return Unavailable("raw gRPC: cannot listen on ", listen);
-    address_ = Cat(listen.substr(0, listen.rfind(':')), ":", port);
+    address_ = listen.starts_with("unix-abstract:") ? listen : Cat(listen.substr(0, listen.rfind(':')), ":", port);
     service_.RequestCall(&context_, &call_, queue_.get(), queue_.get(), Tag(0));
     return Status::Ok();
   }

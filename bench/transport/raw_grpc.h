@@ -14,11 +14,11 @@ namespace moe {
 /// A worker's half is a server of its own, which accepts one router.
 class RawGrpcWorker : public WorkerPath {
  public:
-  /// HOST:PORT, with the port really bound.
+  /// What it listens on, with the port really bound.
   virtual const std::string& address() const = 0;
 };
 
-/// `listen` is HOST:PORT, port 0 for any free one. UNAVAILABLE when it cannot be bound.
+/// `listen` is HOST:PORT, port 0 for any free one, or a local socket. UNAVAILABLE when it cannot be bound.
 Result<std::unique_ptr<RawGrpcWorker>> StartRawGrpcWorker(const std::string& listen, const ExchangeBytes& largest);
 
 /// The router's half, of exchanges of at most `largest`; worker w listens on addresses[w].

@@ -88,6 +88,18 @@ TEST(Load, ASeedNamesTheWholeRun) {
   EXPECT_NE(RunOk(options).figures.output_hash, result.figures.output_hash);
 }
 
+// A call that has ended may leave its memory to the next one before its end has been put down.
+TEST(Load, ManyShortCallsAreToldApart) {
+  const FakeInferenceServer server({.refuse_all_with = "queue is full"});
+  LoadOptions options = Options(server);
+  options.workload.output_len = {1, 1};
+  options.num_requests = 20'000;
+  options.concurrency = 200;
+  const LoadResult result = RunOk(options);
+  EXPECT_EQ(result.figures.failures.at("RESOURCE_EXHAUSTED").count, 20'000u);
+  EXPECT_EQ(result.max_concurrent_requests, 200u);
+}
+
 TEST(Load, OpenLoopSendsWithoutWaitingForAnswers) {
   // Nothing is answered until all are open, so this would never end if one waited for another.
   const FakeInferenceServer server({.open_together = 200});

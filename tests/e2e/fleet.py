@@ -11,11 +11,11 @@ import serving
 
 
 class Worker:
-    """A place in a fleet: its process may die and be started again on the same port."""
+    """A place in a fleet: its process may die and be started again on the same port, or socket."""
 
-    def __init__(self, folder: pathlib.Path, model, *flags):
+    def __init__(self, folder: pathlib.Path, model, *flags, listen: str = "127.0.0.1:0"):
         self.folder, self.model, self.flags = folder, model, flags
-        self.address = "127.0.0.1:0"
+        self.address = listen.format(folder=folder)
         self.process: subprocess.Popen | None = None
         self.ready: dict = {}
         folder.mkdir()
@@ -50,9 +50,9 @@ class Worker:
 class Fleet:
     """Workers, and routers over them."""
 
-    def __init__(self, folder: pathlib.Path, model, workers: int, worker_flags=()):
+    def __init__(self, folder: pathlib.Path, model, workers: int, worker_flags=(), **options):
         self.folder, self.model = folder, model
-        self.workers = [Worker(folder / f"worker{i}", model, *worker_flags) for i in range(workers)]
+        self.workers = [Worker(folder / f"worker{i}", model, *worker_flags, **options) for i in range(workers)]
         for worker in self.workers:
             worker.start()
         self._routers = 0
@@ -84,11 +84,12 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def running(model, workers: int, worker_flags=()):
-    """A Fleet while the block runs; then its workers end with SIGTERM, and no process of it stays."""
+def running(model, workers: int, worker_flags=(), **options):
+    """A Fleet while the block runs; then its workers end with SIGTERM, and no process of it stays. Options: listen, of
+    each worker, where {folder} is its own."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="moe-e2e-"))
     try:
-        fleet = Fleet(folder, model, workers, worker_flags)
+        fleet = Fleet(folder, model, workers, worker_flags, **options)
         yield fleet
         for worker in fleet.workers:
             if worker.process.poll() is None:

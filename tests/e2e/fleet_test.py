@@ -96,6 +96,23 @@ class FleetTest(serving.ServingTest):
             self.assertEqual([rank.pid for rank in state.ranks][1:],
                              [worker.ready["pid"] for worker in workers.workers])
 
+    def test_the_same_over_sockets_with_files_which_a_killed_worker_takes_again(self):
+        with fleet.running(serving.MOE, 2, listen="unix:{folder}/socket") as workers:
+            first, second = workers.workers
+            self.assertTrue(first.address.startswith("unix:/"))
+            with workers.router(*REPLICATED) as server:
+                self.assertEqual([result.token_ids for result in server.generate(PROMPTS, TOKENS)], self.expected)
+                first.kill()
+                serving.wait_until(lambda: not up(server)[1], "a worker that was killed is up")
+                first.start()
+                serving.wait_until(lambda: all(up(server)), "a worker that has come back is not up")
+                self.assertEqual([result.token_ids for result in server.generate(PROMPTS, TOKENS)], self.expected)
+            taken = serving.run(["worker", "--model", serving.MOE, "--listen", second.address])
+            self.assertEqual(taken.exit_code, 1, taken.stderr)
+            self.assertIn(f"cannot listen on {second.address}: Address already in use", taken.stderr)
+            self.assertEqual(second.stop(), 0)
+            self.assertFalse(pathlib.Path(second.address.removeprefix("unix:")).exists(), "its socket has gone with it")
+
     def test_a_killed_worker_is_not_noticed_where_every_expert_has_a_replica(self):
         with fleet.running(serving.MOE, 3) as workers, workers.router(*REPLICATED) as server:
             with Stream(server, self.expected) as stream:
@@ -208,6 +225,8 @@ class RefusalTest(serving.ServingTest):
                               (["router", "--workers", "127.0.0.1:1", "--backend", "cpu"], "--backend is for"),
                               (["router"], "--workers is required"),
                               (["router", "--workers", "nowhere"], "nowhere"),
+                              (["router", "--workers", "127.0.0.1:1,unix:socket"], "unix:socket"),
+                              (["worker", "--listen", "unix:socket"], "unix:socket"),
                               (["router", "--workers", "127.0.0.1:1", "--transport", "inprocess"], "--transport"),
                               (["--transport", "grpc"], "moe_serve router"),
                               (["--workers", "127.0.0.1:1"], "--workers")):

@@ -2,6 +2,7 @@
 // any number of routers.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -53,15 +54,17 @@ class GrpcWorkerThread {
 
 class GrpcHarness final : public TransportHarness {
  public:
-  explicit GrpcHarness(const HarnessOptions& options, const std::string& listen = "127.0.0.1:0")
+  using ListenAt = std::function<std::string(int worker)>;
+  static std::string AtAnyPort(int /*worker*/) { return "127.0.0.1:0"; }
+  static std::string AtLocalName(int /*worker*/) { return FreeLocalAddress(); }
+
+  explicit GrpcHarness(const HarnessOptions& options, const ListenAt& listen = &AtAnyPort)
       : injector_(options.faults) {
     std::vector<std::string> addresses;
     for (int w = 0; w < options.num_workers; ++w) {
       workers_.push_back(std::make_unique<GrpcWorkerThread>(
-          GrpcWorkerServerOptions{.listen = listen.starts_with("unix:") ? Cat(listen, ".", w) : listen,
-                                  .limits = options.limits,
-                                  .tap = &injector_,
-                                  .worker = WorkerId(w)}));
+          GrpcWorkerServerOptions{
+              .listen = listen(w), .limits = options.limits, .tap = &injector_, .worker = WorkerId(w)}));
       addresses.push_back(workers_.back()->address());
     }
     channels_ = Must(GrpcChannels::Make({.workers = addresses, .limits = options.limits}));

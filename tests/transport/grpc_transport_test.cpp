@@ -18,9 +18,14 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-MOE_INSTANTIATE_TRANSPORT_CONTRACT(Grpc, TransportContractParam{"tcp", [](const HarnessOptions& options) {
-                                                                  return std::make_unique<GrpcHarness>(options);
-                                                                }});
+auto OverSockets(GrpcHarness::ListenAt listen) {
+  return [listen = std::move(listen)](const HarnessOptions& options) {
+    return std::make_unique<GrpcHarness>(options, listen);
+  };
+}
+
+MOE_INSTANTIATE_TRANSPORT_CONTRACT(Grpc, TransportContractParam{"tcp", OverSockets(&GrpcHarness::AtAnyPort)},
+                                   TransportContractParam{"local", OverSockets(&GrpcHarness::AtLocalName)});
 
 constexpr TransportLimits kLimits{.max_request_bytes = 256, .max_reply_bytes = 256, .max_exchanges = 2};
 
@@ -55,13 +60,22 @@ TEST(Grpc, TheTransportDescribesItself) {
   EXPECT_EQ(harness.transport().rank(WorkerId(0)), Rank(1));
 }
 
-TEST(Grpc, ServesOverAUnixSocket) {
-  GrpcHarness harness({.limits = kLimits, .num_workers = 2}, Cat("unix:", testing::TempDir(), "moe_grpc_test"));
+TEST(Grpc, ServesOverSocketsWithFiles) {
+  GrpcHarness harness({.limits = kLimits, .num_workers = 2},
+                      [](int worker) { return Cat("unix:", testing::TempDir(), "moe_grpc_test.", worker); });
   EXPECT_TRUE(EchoOnce(harness.transport()).ok());
 }
 
+TEST(Grpc, ASocketThatIsNotThereIsNamed) {
+  const auto channels = ChannelsTo({"unix:/nowhere/moe"});
+  const auto made = MakeGrpcTransport(*channels, {.connect_timeout = std::chrono::minutes(2)});
+  EXPECT_EQ(made.status().code(), StatusCode::kUnavailable);
+  EXPECT_THAT(made.status().message(),
+              AllOf(HasSubstr("rank 1 (unix:/nowhere/moe)"), HasSubstr("No such file or directory")));
+}
+
 TEST(Grpc, AddressesThatAreNoneAreRefusedByName) {
-  for (const char* address : {"nowhere", "host:0", "host:99999", "unix:", ""}) {
+  for (const char* address : {"nowhere", "host:0", "host:99999", "unix:", "unix:moe", "unix:/a#b", ""}) {
     const auto channels = GrpcChannels::Make({.workers = {address}, .limits = kLimits});
     ASSERT_FALSE(channels.ok()) << address;
     EXPECT_EQ(channels.status().code(), StatusCode::kInvalidArgument);

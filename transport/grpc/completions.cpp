@@ -5,7 +5,6 @@
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/proto_buffer_reader.h>
 
-#include <algorithm>
 #include <array>
 #include <optional>
 
@@ -14,28 +13,17 @@ namespace {
 
 gpr_timespec ToGrpc(Deadline deadline) {
   if (deadline == kNoDeadline) return gpr_inf_future(GPR_CLOCK_MONOTONIC);
-  // A deadline in the past must not become one before gRPC's clock began.
-  const std::chrono::nanoseconds left = std::max(deadline, Clock::now()) - Clock::now();
-  return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
-                      gpr_time_from_nanos(std::max<std::int64_t>(left.count(), 0), GPR_TIMESPAN));
+  const TimePoint now = Clock::now();
+  if (deadline <= now) return gpr_time_0(GPR_CLOCK_MONOTONIC);  // at once; later ones are after gRPC's clock began
+  const std::chrono::nanoseconds left = deadline - now;
+  return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_nanos(left.count(), GPR_TIMESPAN));
 }
 
 }  // namespace
 
-Completion NextCompletion(grpc::CompletionQueue& queue, Deadline deadline, std::chrono::microseconds spin) {
-  const gpr_timespec at_once = gpr_time_0(GPR_CLOCK_MONOTONIC);
-  const TimePoint now = Clock::now();
-  const TimePoint spin_until = std::min(deadline, now + spin);
+Completion NextCompletion(grpc::CompletionQueue& queue, Deadline deadline) {
   Completion next;
-  auto status = grpc::CompletionQueue::TIMEOUT;
-  if (deadline <= now || spin.count() > 0) {
-    do {
-      status = queue.AsyncNext(&next.tag, &next.ok, at_once);
-    } while (status == grpc::CompletionQueue::TIMEOUT && Clock::now() < spin_until);
-  }
-  if (status == grpc::CompletionQueue::TIMEOUT && deadline > now)
-    status = queue.AsyncNext(&next.tag, &next.ok, ToGrpc(deadline));
-  if (status != grpc::CompletionQueue::GOT_EVENT) next.tag = nullptr;
+  if (queue.AsyncNext(&next.tag, &next.ok, ToGrpc(deadline)) != grpc::CompletionQueue::GOT_EVENT) next.tag = nullptr;
   return next;
 }
 

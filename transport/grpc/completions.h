@@ -1,7 +1,6 @@
 // Waiting on a gRPC completion queue, and messages to and from gRPC's buffers; shared by both ends.
 #pragma once
 
-#include <chrono>
 #include <memory>
 
 #include "core/clock.h"
@@ -20,9 +19,9 @@ struct Completion {
   bool ok = false;
 };
 
-/// The next completion. Looks without sleeping for at most `spin`, then sleeps; gRPC counts its deadlines in
-/// milliseconds and rounds up. Events are handled on this thread while it looks and sleeps.
-Completion NextCompletion(grpc::CompletionQueue& queue, Deadline deadline, std::chrono::microseconds spin);
+/// The next completion; sleeps until there is one. gRPC counts its deadlines in milliseconds and rounds up. Events are
+/// handled on this thread while it looks and sleeps.
+Completion NextCompletion(grpc::CompletionQueue& queue, Deadline deadline);
 
 /// A message of the first `frame_bytes` of `memory`, which it refers to and does not copy.
 grpc::ByteBuffer MessageOf(FrameMemory& memory, std::size_t frame_bytes);

@@ -22,15 +22,9 @@ std::uint64_t RandomId() {
 }
 
 Status CheckAddress(const std::string& address) {
-  constexpr std::string_view kLocal = "unix:";
-  if (address.starts_with(kLocal)) {
-    if (address.size() > kLocal.size()) return Status::Ok();
-    return InvalidArgument("worker address \"", address, "\" names no path");
-  }
-  const Result<ListenAddress> parsed = ParseListenAddress(address);
-  if (parsed.ok() && parsed->port > 0) return Status::Ok();
-  return InvalidArgument("worker address \"", address,
-                         "\" is not HOST:PORT with a port from 1 to 65535, nor unix:/PATH");
+  MOE_ASSIGN_OR_RETURN(const ListenAddress parsed, ParseListenAddress(address));
+  if (parsed.local() || parsed.port > 0) return Status::Ok();
+  return InvalidArgument("address \"", address, "\" of a worker has port 0 (1 to 65535)");
 }
 
 grpc::ChannelArguments ArgumentsOf(const GrpcChannelsOptions& options, int message_bytes) {

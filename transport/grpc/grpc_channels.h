@@ -20,7 +20,7 @@ class Channel;
 namespace moe {
 
 struct GrpcChannelsOptions {
-  std::vector<std::string> workers;  // HOST:PORT or unix:/PATH; worker w is rank w + 1
+  std::vector<std::string> workers;  // as ParseListenAddress reads them, with a port; worker w is rank w + 1
   TransportLimits limits;            // of every transport on these channels
   TlsFiles tls;
   std::chrono::milliseconds keepalive_interval{10'000};  // a ping when nothing has come for so long

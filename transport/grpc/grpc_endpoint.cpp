@@ -285,13 +285,14 @@ Status GrpcEndpoint::Reply(const IncomingRequest& request, std::size_t bytes) {
 }
 
 // gRPC sends when somebody waits on its queue, and takes one frame of a stream at a time. So a reply is seen off here:
-// its sender need not come back to Receive soon. Not for ever: a router that reads nothing must not stop the others.
+// its sender need not come back to Receive soon. Asleep, because a thread of gRPC's may be at the sending, which needs
+// the processor. Not for ever: a router that reads nothing must not stop the others.
 void GrpcEndpoint::SeeOff(std::uint64_t stream) {
   // Far above what a frame takes on a machine that is short of processors: one left here waits for the next Receive.
   constexpr std::chrono::milliseconds kPatience{50};
   const Deadline deadline = After(kPatience);
   while (Find(stream) != nullptr && streams_.Unsent(stream) && Clock::now() < deadline) {
-    const WorkerStreams::Event event = streams_.Next(TimePoint::min());
+    const WorkerStreams::Event event = streams_.Next(deadline);
     if (event.kind == WorkerStreams::EventKind::kNone) continue;
     const Status status = Handle(event);
     if (wrong_frame_.ok()) wrong_frame_ = status;

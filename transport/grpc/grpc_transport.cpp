@@ -52,7 +52,7 @@ class GrpcTransport final : public Transport {
         tap_(options.tap),
         epoch_(channels.NextEpoch()),
         stray_(kFrameHeaderBytes + limits().max_reply_bytes),
-        streams_(channels, static_cast<std::size_t>(limits().max_exchanges), options.spin) {
+        streams_(channels, static_cast<std::size_t>(limits().max_exchanges)) {
     for (int s = 0; s < limits().max_exchanges; ++s) slots_.emplace_back(attached_.size(), limits());
   }
 
@@ -157,12 +157,12 @@ Status GrpcExchange::Start(std::span<const std::size_t> request_bytes) {
 }
 
 // gRPC sends when somebody waits on its queue, and takes one frame of a stream at a time. So requests are seen off
-// here: the router may compute for long before it waits. Not for long: a worker that reads nothing must not hold up the
-// others.
+// here: the router may compute for long before it waits. Asleep, because a thread of gRPC's may be at the sending, which
+// needs the processor. Not for long: a worker that reads nothing must not hold up the others.
 Status GrpcTransport::SeeOff() {
-  constexpr std::chrono::microseconds kPatience{200};
+  constexpr std::chrono::milliseconds kPatience{1};  // the least that gRPC sleeps for
   const Deadline deadline = After(kPatience);
-  while (streams_.Unsent() && Clock::now() < deadline) MOE_RETURN_IF_ERROR(Progress(TimePoint::min()).status());
+  while (streams_.Unsent() && Clock::now() < deadline) MOE_RETURN_IF_ERROR(Progress(deadline).status());
   return Status::Ok();
 }
 

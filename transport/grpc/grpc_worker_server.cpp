@@ -1,9 +1,11 @@
 #include "transport/grpc/grpc_worker_server.h"
 
 #include <grpcpp/server_builder.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <random>
 #include <thread>
 #include <utility>
 
@@ -24,9 +26,14 @@ constexpr int kLeastMessage = 4 << 20;
 
 }  // namespace
 
+std::string FreeLocalAddress() {
+  std::random_device device;
+  return Cat("unix-abstract:moe-", getpid(), "-", device(), "-", device());
+}
+
 struct GrpcWorkerServer::State {
   explicit State(grpc::Service* control, const GrpcWorkerServerOptions& options)
-      : streams(control, options.spin),
+      : streams(control),
         endpoint(streams, {.limits = options.limits,
                            .max_routers = options.max_routers,
                            .tap = options.tap,

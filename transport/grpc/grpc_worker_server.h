@@ -17,8 +17,11 @@ class Service;
 
 namespace moe {
 
+/// To listen on, for who is reached from this machine alone: a local socket whose name nobody else has.
+std::string FreeLocalAddress();
+
 struct GrpcWorkerServerOptions {
-  std::string listen;      // HOST:PORT, port 0 for any free one, or unix:/PATH
+  std::string listen;      // as ParseListenAddress reads it
   TransportLimits limits;  // a router may ask for less
   int max_routers = 16;    // attached at a time; a further one gets RESOURCE_EXHAUSTED
   TlsFiles tls;
@@ -28,9 +31,8 @@ struct GrpcWorkerServerOptions {
   std::vector<std::string> health_services = {"moe.v1.ExpertWorker"};
   std::chrono::milliseconds keepalive_interval{10'000};  // a ping when a router has sent nothing for so long
   std::chrono::milliseconds keepalive_timeout{5'000};
-  std::chrono::microseconds spin{0};  // before sleeping in Receive; worth it only where processors are not short
-  FrameTap* tap = nullptr;            // outlives the server
-  WorkerId worker;                    // for the tap
+  FrameTap* tap = nullptr;  // outlives the server
+  WorkerId worker;          // for the tap
 };
 
 class GrpcWorkerServer {
@@ -43,7 +45,7 @@ class GrpcWorkerServer {
   GrpcWorkerServer(const GrpcWorkerServer&) = delete;
   GrpcWorkerServer& operator=(const GrpcWorkerServer&) = delete;
 
-  /// "127.0.0.1:50051": the host asked for and the port really bound.
+  /// What was asked for, with the port really bound.
   const std::string& address() const;
 
   /// The data plane; used by one thread. Receive waits for the next router when none is left. IncomingRequest::router

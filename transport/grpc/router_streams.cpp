@@ -61,12 +61,11 @@ struct RouterStreams::Stream {
 };
 
 struct RouterStreams::State {
-  State(GrpcChannels& to, std::size_t frames, std::chrono::microseconds spin_time)
-      : channels(to), max_frames(frames), spin(spin_time), streams(static_cast<std::size_t>(to.num_workers())) {}
+  State(GrpcChannels& to, std::size_t frames)
+      : channels(to), max_frames(frames), streams(static_cast<std::size_t>(to.num_workers())) {}
 
   GrpcChannels& channels;
   const std::size_t max_frames;
-  const std::chrono::microseconds spin;
   grpc::CompletionQueue queue;
   std::vector<std::unique_ptr<Stream>> streams;  // by worker; none where it is not attached
 
@@ -86,8 +85,8 @@ struct RouterStreams::State {
   Status WhyEnded(const Stream& stream) const;
 };
 
-RouterStreams::RouterStreams(GrpcChannels& channels, std::size_t max_frames, std::chrono::microseconds spin)
-    : state_(std::make_unique<State>(channels, max_frames, spin)) {}
+RouterStreams::RouterStreams(GrpcChannels& channels, std::size_t max_frames)
+    : state_(std::make_unique<State>(channels, max_frames)) {}
 
 RouterStreams::~RouterStreams() {
   for (const auto& stream : state_->streams) {
@@ -163,7 +162,7 @@ RouterStreams::Event RouterStreams::Next(Deadline deadline) {
     if (stream != nullptr && stream->unread && stream->awaited > 0) State::ReadNext(*stream);
   }
   while (true) {
-    const Completion next = NextCompletion(state_->queue, deadline, state_->spin);
+    const Completion next = NextCompletion(state_->queue, deadline);
     if (next.tag == nullptr) return {};
     const auto* const tag = static_cast<Stream::Tag*>(next.tag);
     Event event = state_->Handle(*tag->stream, tag->step, next.ok);

@@ -2,7 +2,6 @@
 // event at a time. Knows nothing of exchanges.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -35,7 +34,7 @@ class RouterStreams {
   };
 
   /// At most `max_frames` frames to one worker wait to be sent at a time. `channels` outlives this.
-  RouterStreams(GrpcChannels& channels, std::size_t max_frames, std::chrono::microseconds spin);
+  RouterStreams(GrpcChannels& channels, std::size_t max_frames);
   /// Cancels all streams and returns when gRPC has let go of them, at once.
   ~RouterStreams();
   RouterStreams(const RouterStreams&) = delete;

@@ -106,10 +106,9 @@ struct WorkerStreams::Stream {
 };
 
 struct WorkerStreams::State {
-  State(Control* control, std::chrono::microseconds spin_time) : methods(control), spin(spin_time) {}
+  explicit State(Control* control) : methods(control) {}
 
   WorkerMethods methods;
-  const std::chrono::microseconds spin;
   std::unique_ptr<grpc::ServerCompletionQueue> queue;
   std::unique_ptr<Stream> next;                  // which the next router's stream becomes
   std::vector<std::unique_ptr<Stream>> streams;  // all others that the queue owes us something of
@@ -125,8 +124,8 @@ struct WorkerStreams::State {
   Event HandleWrite(Stream& stream, bool ok);
 };
 
-WorkerStreams::WorkerStreams(grpc::Service* control, std::chrono::microseconds spin)
-    : state_(std::make_unique<State>(dynamic_cast<Control*>(control), spin)) {}
+WorkerStreams::WorkerStreams(grpc::Service* control)
+    : state_(std::make_unique<State>(dynamic_cast<Control*>(control))) {}
 
 WorkerStreams::~WorkerStreams() = default;
 
@@ -153,7 +152,7 @@ WorkerStreams::Stream& WorkerStreams::State::Find(std::uint64_t number) {
 
 WorkerStreams::Event WorkerStreams::Next(Deadline deadline) {
   while (true) {
-    const Completion completion = NextCompletion(*state_->queue, deadline, state_->spin);
+    const Completion completion = NextCompletion(*state_->queue, deadline);
     if (completion.tag == nullptr) return {};
     if (completion.tag == &state_->stop) return {.kind = EventKind::kStopped};
     const auto* const tag = static_cast<Stream::Tag*>(completion.tag);

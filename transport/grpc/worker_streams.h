@@ -2,7 +2,6 @@
 // happened, one event at a time. Knows nothing of requests.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <memory>
 
@@ -39,7 +38,7 @@ class WorkerStreams {
   };
 
   /// `control`, if any, is served through service() and outlives this.
-  WorkerStreams(grpc::Service* control, std::chrono::microseconds spin);
+  explicit WorkerStreams(grpc::Service* control);
   /// After CloseQueue.
   ~WorkerStreams();
   WorkerStreams(const WorkerStreams&) = delete;
