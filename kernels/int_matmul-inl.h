@@ -35,6 +35,9 @@ void IntMatMulBlock(const QuantizedView& x, const PackedMatrix& w, std::size_t f
     }
     const std::size_t begin = (first - panel_begin) * kLanes;
     const std::size_t columns = std::min(count * kLanes, y.cols() - begin);
+    std::array<const std::byte*, kMaxIntPanels> following = values;
+    for (std::size_t p = 0; p < count && first + count + p < panel_end; ++p)
+      following[p] = w.panel(first + count + p) + first_group * kGroupBytes<kType>;
     for (std::size_t tile = 0; tile < tiles.count(); ++tile) {
       const std::size_t row = tiles.begin(tile);
       RunIntTileOf<kType>({.x = x.Rows(row, tiles.size(tile)),
@@ -42,7 +45,8 @@ void IntMatMulBlock(const QuantizedView& x, const PackedMatrix& w, std::size_t f
                            .scales = {scales.data(), count},
                            .first_group = first_group,
                            .num_groups = num_groups,
-                           .y = y.Rows(row, tiles.size(tile)).Columns(begin, columns)});
+                           .y = y.Rows(row, tiles.size(tile)).Columns(begin, columns),
+                           .following = {following.data(), count}});
     }
     first += count;
   }

@@ -56,9 +56,9 @@ inline constexpr std::size_t kAskAheadFromRows = 5;
 // second-level cache, since two panels' 4 KiB of weights and eight rows of x are all that the first level holds.
 inline constexpr std::size_t kAskAheadBytes = 4096;
 
-template <std::size_t kRows, std::size_t kFromRows = kAskAheadFromRows>
+template <std::size_t kRows>
 HWY_INLINE void AskAhead([[maybe_unused]] const std::byte* weights) {
-  if constexpr (kRows >= kFromRows) __builtin_prefetch(weights + kAskAheadBytes, 0, 2);
+  if constexpr (kRows >= kAskAheadFromRows) __builtin_prefetch(weights + kAskAheadBytes, 0, 2);
 }
 
 template <WeightType kType, std::size_t kRows, std::size_t kPanels>
