@@ -221,6 +221,7 @@ Status OpenWorkerEnd(MpiWorld& world, const std::string& name, const ExchangeBen
   Result<std::unique_ptr<RawGrpcWorker>> raw = StartRawGrpcWorker(JobListenAddress(world), largest);
   const Result<std::string> address = raw.ok() ? Result<std::string>((*raw)->address()) : raw.status();
   MOE_RETURN_IF_ERROR(GatherAddresses(world, address).status());
+  MOE_RETURN_IF_ERROR((*raw)->Accept());
   side.baselines.push_back(*std::move(raw));
   return Status::Ok();
 }

@@ -29,6 +29,15 @@ int Report(const Status& status) {
   return kFailed;
 }
 
+void TakeDevice(std::unique_ptr<RankDevice> device, RankSetup& setup) {
+  setup.device = std::move(device);
+  if (setup.device == nullptr) return;
+  setup.device->on_upload = [](const UploadProgress& progress) {
+    if (progress.uploaded_bytes == progress.bytes)
+      spdlog::info("layer {}: {} bytes of experts are on the device", progress.layer, progress.bytes);
+  };
+}
+
 /// How far a rank came before it takes its role.
 struct Start {
   int exit_code = 0;  // not 0: `failure` says why this rank cannot go on
@@ -46,7 +55,7 @@ Start Prepare(const ParsedServeOptions& parsed, const RankPlace& place, bool lau
   if (!device.ok()) return {.exit_code = kBadUsage, .failure = device.status().message()};
   Result<RankSetup> setup = PrepareRank(parsed.options, place);
   if (!setup.ok()) return {.exit_code = kFailed, .failure = setup.status().message()};
-  setup->device = *std::move(device);
+  TakeDevice(*std::move(device), *setup);
   return {.setup = ServeSetup(*std::move(setup), parsed.options)};
 }
 
@@ -139,7 +148,7 @@ int RunOfFleet(const ParsedServeOptions& parsed) {
   }
   Result<ServeSetup> setup = PrepareFleet(parsed.options);
   if (!setup.ok()) return Report(setup.status());
-  setup->device = *std::move(device);
+  TakeDevice(*std::move(device), *setup);
   return Report(ServeAsWorker(*setup));
 }
 

@@ -29,7 +29,8 @@ Every flag can also be given in a TOML file (--config FILE) and in the environme
 SIGTERM to the router drains: what is accepted finishes, nothing more is accepted. A second one stops at once.)";
 
 void AddAddressOptions(CLI::App& app, FlagAdder& add, ServeOptions& o) {
-  add.Add("--listen", o.listen, "HOST:PORT of the gRPC services; port 0: any free one; or unix:/PATH for this machine alone")
+  add.Add("--listen", o.listen,
+          "HOST:PORT of the gRPC services; port 0: any free one; or unix:/PATH for this machine alone")
       ->check([](const std::string& value) { return ParseListenAddress(value).status().message(); });
   add.Add("--metrics-host", o.metrics_host, "Host that metrics and the workers' control services listen on");
   app.add_option_function<std::string>(
@@ -72,7 +73,8 @@ void AddObservationOptions(FlagAdder& add, ServeOptions& o) {
 
 void AddFleetOptions(CLI::App& app, FlagAdder& add, ServeOptions& o) {
   if (o.role != ServeRole::kRouter) return;
-  add.Add("--workers", o.workers, "HOST:PORT or unix:/PATH of each worker, with commas between them; the first is rank 1")
+  add.Add("--workers", o.workers,
+          "HOST:PORT or unix:/PATH of each worker, with commas between them; the first is rank 1")
       ->delimiter(',')
       ->required()
       ->check([](const std::string& value) { return ParseListenAddress(value).status().message(); });

@@ -208,6 +208,13 @@ class RouterProcess {
         trace_(MakeTraceSetup(setup, metrics_), engine_.engine(), router_),
         transport_name_(transport.name()),
         inference_(MakeInferenceSetup(setup, engine_.cache().capacity_tokens()), setup.config, router_, metrics_) {}
+  ~RouterProcess() {
+    if (fleet_ == nullptr) return;
+    fleet_->Stop();  // its threads speak to the members, the server among them
+    fleet_->Unbind();
+  }
+  RouterProcess(const RouterProcess&) = delete;
+  RouterProcess& operator=(const RouterProcess&) = delete;
 
   Status Serve();
 
@@ -215,8 +222,8 @@ class RouterProcess {
   ClusterSetup MakeClusterSetup(const std::string& address, std::function<void()> drain);
   std::vector<std::string> MetricsAddresses() const;
   void LogServing(const std::string& address) const;
-  /// From here on lost workers are noticed, and `server` says whether anything can be served.
-  void WatchFleet(RpcServer& server);
+  /// From here on lost workers are noticed, and the server says whether anything can be served.
+  void WatchFleet();
 
   const ServeSetup& setup_;
   RankMetrics& rank_metrics_;
@@ -227,6 +234,8 @@ class RouterProcess {
   TraceControl trace_;
   const std::string transport_name_;
   InferenceService inference_;
+  std::unique_ptr<ClusterService> cluster_;
+  std::unique_ptr<RpcServer> server_;
 };
 
 ClusterSetup RouterProcess::MakeClusterSetup(const std::string& address, std::function<void()> drain) {
@@ -268,22 +277,21 @@ void RouterProcess::LogServing(const std::string& address) const {
 Status RouterProcess::Serve() {
   // The cluster service tells the address that the server is bound to, which exists only once the server runs; a call
   // that comes in between waits for neither.
-  std::unique_ptr<RpcServer> server;
-  const std::function<void()> drain = [&] {
+  const std::function<void()> drain = [this] {
     if (router_.draining()) return;
     spdlog::info("draining: what is accepted finishes, for at most {} s", setup_.options.drain_timeout.count() / 1000);
-    server->SetServing(false);
+    server_->SetServing(false);
     router_.Drain();
   };
-  ClusterService cluster(MakeClusterSetup(setup_.options.listen, drain), setup_.config, router_);
-  const std::array<grpc::Service*, 2> services = {inference_.service(), cluster.service()};
-  MOE_ASSIGN_OR_RETURN(server, RpcServer::Start({.listen = setup_.options.listen,
-                                                 .tls = setup_.options.tls,
-                                                 .health_services = {"moe.v1.Inference"},
-                                                 .max_receive_bytes = kMaxReceiveBytes,
-                                                 .max_send_bytes = kMaxSendBytes,
-                                                 .max_streams_per_connection = kMaxStreamsPerConnection},
-                                                services));
+  cluster_ = std::make_unique<ClusterService>(MakeClusterSetup(setup_.options.listen, drain), setup_.config, router_);
+  const std::array<grpc::Service*, 2> services = {inference_.service(), cluster_->service()};
+  MOE_ASSIGN_OR_RETURN(server_, RpcServer::Start({.listen = setup_.options.listen,
+                                                  .tls = setup_.options.tls,
+                                                  .health_services = {"moe.v1.Inference"},
+                                                  .max_receive_bytes = kMaxReceiveBytes,
+                                                  .max_send_bytes = kMaxSendBytes,
+                                                  .max_streams_per_connection = kMaxStreamsPerConnection},
+                                                 services));
   rank_metrics_.Describe(setup_,
                          {.role = setup_.topology.embedded ? "both" : "router",
                           .transport = transport_name_,
@@ -298,24 +306,24 @@ Status RouterProcess::Serve() {
         trace_.Begin({.path = path, .existing = TraceRecorder::Existing::kReplace}).WithContext("--trace"));
     spdlog::info("recording the routing of every step in {}", path.string());
   }
-  server->SetServing(true);
-  if (fleet_ != nullptr) WatchFleet(*server);
-  MOE_RETURN_IF_ERROR(WriteReadyFile(setup_, ReadyText(setup_, server->address(), MetricsAddresses())));
-  LogServing(server->address());
+  server_->SetServing(true);
+  if (fleet_ != nullptr) WatchFleet();
+  MOE_RETURN_IF_ERROR(WriteReadyFile(setup_, ReadyText(setup_, server_->address(), MetricsAddresses())));
+  LogServing(server_->address());
 
   Status served;
   {
     const SignalWatcher watcher({.first = drain, .second = [this] { router_.StopNow(); }});
     served = router_.Run();
   }
-  server->SetServing(false);
+  server_->SetServing(false);
   std::this_thread::sleep_for(kReadingTime);
-  server->Shutdown(kShutdownTimeout);
+  server_->Shutdown(kShutdownTimeout);
   return served;
 }
 
-void RouterProcess::WatchFleet(RpcServer& server) {
-  const auto on_worker = [this, &server](WorkerId worker, const RemoteFleet::WorkerState& state) {
+void RouterProcess::WatchFleet() {
+  const auto on_worker = [this](WorkerId worker, const RemoteFleet::WorkerState& state) {
     metrics_.OnWorker(worker, state.up);
     if (state.up) {
       spdlog::info("{} is there again", fleet_->Peer(worker));
@@ -324,40 +332,35 @@ void RouterProcess::WatchFleet(RpcServer& server) {
     }
     const std::vector<RemoteFleet::WorkerState> all = fleet_->Workers();
     const bool any = std::ranges::any_of(all, [](const RemoteFleet::WorkerState& other) { return other.up; });
-    server.SetServing(any && !router_.draining());
-    if (router_.draining()) server.SetServing(false);  // a drain may begin at any moment
+    server_->SetServing(any && !router_.draining());
+    if (router_.draining()) server_->SetServing(false);  // a drain may begin at any moment
   };
   const auto on_news = [this] { router_.OnEngineThread([this] { fleet_->BeforeStep(); }); };
   fleet_->Bind(*engine_.exchange(), {.on_worker = on_worker, .on_news = on_news});
 }
 
-Status LoadAndServe(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, Transport& transport) {
+/// Over workers that belong to this router, or, where there is a fleet, over that.
+Status LoadAndServe(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, Transport* transport,
+                    RemoteFleet* fleet) {
   for (const std::string& warning : setup.config.warnings) spdlog::warn("{}", warning);
   LogIdleRanks(setup);
   MOE_ASSIGN_OR_RETURN(const KvPlan kv, PlanCache(setup));
-  MOE_ASSIGN_OR_RETURN(LoadedWeights weights, LoadRouter(setup, pool, transport));
+  MOE_ASSIGN_OR_RETURN(LoadedWeights weights,
+                       fleet == nullptr ? LoadRouter(setup, pool, *transport) : LoadRouter(setup, pool, *fleet));
   LogWeightCache(setup);
-  RouterProcess process(setup, pool, metrics, transport, nullptr, kv, std::move(weights));
+  RouterProcess process(setup, pool, metrics, fleet == nullptr ? *transport : fleet->transport(), fleet, kv,
+                        std::move(weights));
   return process.Serve();
 }
 
 }  // namespace
 
 Status RunRouter(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, Transport& transport) {
-  return EndWorkers(transport, LoadAndServe(setup, pool, metrics, transport));
+  return EndWorkers(transport, LoadAndServe(setup, pool, metrics, &transport, nullptr));
 }
 
 Status RunFleetRouter(const ServeSetup& setup, ThreadPool& pool, RankMetrics& metrics, RemoteFleet& fleet) {
-  for (const std::string& warning : setup.config.warnings) spdlog::warn("{}", warning);
-  LogIdleRanks(setup);
-  MOE_ASSIGN_OR_RETURN(const KvPlan kv, PlanCache(setup));
-  MOE_ASSIGN_OR_RETURN(LoadedWeights weights, LoadRouter(setup, pool, fleet));
-  LogWeightCache(setup);
-  RouterProcess process(setup, pool, metrics, fleet.transport(), &fleet, kv, std::move(weights));
-  Status served = process.Serve();
-  fleet.Stop();
-  fleet.Unbind();
-  return served;
+  return LoadAndServe(setup, pool, metrics, nullptr, &fleet);
 }
 
 }  // namespace moe

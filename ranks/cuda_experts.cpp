@@ -12,7 +12,8 @@ Result<std::unique_ptr<ExpertBackend>> MakeDeviceExperts(RankDevice& device, con
                                              .slots = std::max<std::size_t>(1, room.slots),
                                              .hidden = setup.exchange.hidden,
                                              .intermediate = room.intermediate,
-                                             .type = setup.weight_types.mlps});
+                                             .type = setup.weight_types.mlps,
+                                             .observer = device.on_upload});
 }
 
 }  // namespace moe

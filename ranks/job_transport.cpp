@@ -19,6 +19,9 @@ namespace {
 
 // Until both ends of a connection have met, with nothing to do meanwhile on either side.
 constexpr std::chrono::seconds kMeetingTimeout{30};
+// No pings: nobody answers them while a rank's thread loads weights or computes. mpirun notices when a rank ends, and
+// an exchange has its deadline.
+constexpr std::chrono::hours kNoPings{24 * 7};
 
 class PlainRouterEnd final : public JobRouterEnd {
  public:
@@ -75,8 +78,9 @@ Status MeetRouter(WorkerEndpoint& endpoint) {
 
 Result<std::unique_ptr<JobRouterEnd>> MakeGrpcRouterEnd(MpiWorld& world, const TransportLimits& limits) {
   MOE_ASSIGN_OR_RETURN(std::vector<std::string> addresses, GatherAddresses(world, Result<std::string>("")));
-  MOE_ASSIGN_OR_RETURN(std::unique_ptr<GrpcChannels> channels,
-                       GrpcChannels::Make({.workers = std::move(addresses), .limits = limits}));
+  MOE_ASSIGN_OR_RETURN(
+      std::unique_ptr<GrpcChannels> channels,
+      GrpcChannels::Make({.workers = std::move(addresses), .limits = limits, .keepalive_interval = kNoPings}));
   MOE_ASSIGN_OR_RETURN(std::unique_ptr<Transport> transport,
                        MakeGrpcTransport(*channels, {.connect_timeout = kMeetingTimeout}));
   MOE_RETURN_IF_ERROR(MeetWorkers(*transport));
@@ -84,8 +88,8 @@ Result<std::unique_ptr<JobRouterEnd>> MakeGrpcRouterEnd(MpiWorld& world, const T
 }
 
 Result<std::unique_ptr<JobWorkerEnd>> MakeGrpcWorkerEnd(MpiWorld& world, const TransportLimits& limits) {
-  Result<std::unique_ptr<GrpcWorkerServer>> server =
-      GrpcWorkerServer::Start({.listen = JobListenAddress(world), .limits = limits, .max_routers = 1});
+  Result<std::unique_ptr<GrpcWorkerServer>> server = GrpcWorkerServer::Start(
+      {.listen = JobListenAddress(world), .limits = limits, .max_routers = 1, .keepalive_interval = kNoPings});
   const Result<std::string> address = server.ok() ? Result<std::string>((*server)->address()) : server.status();
   MOE_RETURN_IF_ERROR(GatherAddresses(world, address).status());
   MOE_RETURN_IF_ERROR(MeetRouter((*server)->endpoint()));

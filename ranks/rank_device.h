@@ -8,6 +8,7 @@
 
 #include "core/status.h"
 #include "device/device_api.h"
+#include "experts/device_layer.h"
 #include "ranks/rank_setup.h"
 #include "transport/nccl/nccl_api.h"
 
@@ -21,6 +22,7 @@ struct RankDevice {
   std::string name;
   bool for_experts = false;  // they are computed on it; else only the transport uses it
   bool required = false;     // for experts by the user's word, not by our choice
+  UploadObserver on_upload;  // the program's, while their weights are brought to it; may be empty
 };
 
 /// How the libraries are opened; tests have fakes.

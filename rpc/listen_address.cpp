@@ -140,8 +140,7 @@ Status CheckBindable(const ListenAddress& address) {
   int bound = 0;
   int first_error = 0;
   for (const addrinfo* candidate = list; candidate != nullptr; candidate = candidate->ai_next) {
-    const int error =
-        TryBind(candidate->ai_family, candidate->ai_protocol, candidate->ai_addr, candidate->ai_addrlen);
+    const int error = TryBind(candidate->ai_family, candidate->ai_protocol, candidate->ai_addr, candidate->ai_addrlen);
     if (error == 0) ++bound;
     if (first_error == 0) first_error = error;
     if (error == EADDRINUSE || error == EACCES) return CannotListen(address, error);

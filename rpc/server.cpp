@@ -1,5 +1,6 @@
 #include "rpc/server.h"
 
+#include <grpcpp/ext/health_check_service_server_builder_option.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
@@ -39,9 +40,11 @@ Result<std::unique_ptr<RpcServer>> RpcServer::Start(const RpcServerOptions& opti
   MOE_ASSIGN_OR_RETURN(const ListenAddress address, ParseListenAddress(options.listen));
   MOE_RETURN_IF_ERROR(CheckBindable(address));
   MOE_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ServerCredentials> credentials, MakeServerCredentials(options.tls));
-  EnableHealthAndReflection();
+  if (options.health_and_reflection) EnableHealthAndReflection();
 
   grpc::ServerBuilder builder;
+  if (!options.health_and_reflection)
+    builder.SetOption(std::make_unique<grpc::HealthCheckServiceServerBuilderOption>(nullptr));
   grpc::ResourceQuota quota("moe");
   quota.SetMaxThreads(options.max_threads);
   builder.SetResourceQuota(quota);
@@ -72,6 +75,7 @@ Result<std::unique_ptr<RpcServer>> RpcServer::Start(const RpcServerOptions& opti
 
 void RpcServer::SetServing(bool serving) {
   grpc::HealthCheckServiceInterface* const health = state_->server->GetHealthCheckService();
+  if (health == nullptr) return;
   health->SetServingStatus("", serving);
   for (const std::string& service : state_->health_services) health->SetServingStatus(service, serving);
 }

@@ -21,6 +21,9 @@ namespace moe {
 struct RpcServerOptions {
   std::string listen;  // as ParseListenAddress reads it
   TlsFiles tls;
+  /// Whether anybody may ask for health and reflection. Both come with threads of gRPC's that wait for what arrives on
+  /// any connection of the process, and hand it on to whom it concerns.
+  bool health_and_reflection = true;
   /// Services that grpc.health.v1.Health answers for, beside "" (the server as a whole).
   std::vector<std::string> health_services;
   int max_receive_bytes = 16 << 20;  // a larger message gets RESOURCE_EXHAUSTED
@@ -32,8 +35,8 @@ struct RpcServerOptions {
   std::function<void(grpc::ServerBuilder&)> adjust;
 };
 
-/// A running gRPC server with health and reflection beside the given services. Without TLS: listen on a loopback or a
-/// trusted network.
+/// A running gRPC server with the given services, and health and reflection beside them. Without TLS: listen on a
+/// loopback or a trusted network.
 class RpcServer {
  public:
   /// Serves from here on; health says NOT_SERVING until SetServing(true). `services` must outlive the server.
@@ -49,7 +52,8 @@ class RpcServer {
   /// "127.0.0.1:50051": the host asked for and the port really bound.
   const std::string& address() const { return address_; }
 
-  /// What health answers, and tells its watchers, for "" and every name of the options. Safe from any thread.
+  /// What health answers, and tells its watchers, for "" and every name of the options, if it is served. Safe from any
+  /// thread.
   void SetServing(bool serving);
 
   /// Health says NOT_SERVING, new calls are refused, those under way may end within `grace` and are cancelled then.

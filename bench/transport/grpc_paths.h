@@ -1,4 +1,5 @@
-// The gRPC transport in one process, over local sockets: a server for each worker thread; and its baseline, a bare stream.
+// The gRPC transport in one process, over local sockets: a server for each worker thread; and its baseline, a bare
+// stream.
 #pragma once
 
 #include <memory>

@@ -143,9 +143,14 @@ class Worker final : public RawGrpcWorker {
 
   const std::string& address() const override { return address_; }
 
-  Status Answer(const ExchangeBytes& bytes) override {
+  Status Accept() override {
     if (!accepted_) MOE_RETURN_IF_ERROR(Await());
     accepted_ = true;
+    return Status::Ok();
+  }
+
+  Status Answer(const ExchangeBytes& bytes) override {
+    MOE_RETURN_IF_ERROR(Accept());
     call_.Read(&request_, Tag(0));
     MOE_RETURN_IF_ERROR(Await());
     if (request_.Length() != bytes.request)

@@ -16,6 +16,8 @@ class RawGrpcWorker : public WorkerPath {
  public:
   /// What it listens on, with the port really bound.
   virtual const std::string& address() const = 0;
+  /// Waits for the router, which connects only while its workers do. Answer does so itself.
+  virtual Status Accept() = 0;
 };
 
 /// `listen` is HOST:PORT, port 0 for any free one, or a local socket. UNAVAILABLE when it cannot be bound.

@@ -13,8 +13,8 @@
 #include <future>
 #include <thread>
 
-#include "moe/v1/worker.grpc.pb.h"
 #include "rpc/listen_address.h"
+#include "tests/rpc/shard_service.h"
 
 namespace moe {
 namespace {
@@ -25,16 +25,8 @@ using ::testing::Not;
 // Long enough for any machine; a call that is not answered fails the test in place of hanging it.
 constexpr std::chrono::seconds kDeadline(30);
 
-class Shard : public v1::ExpertWorker::CallbackService {
+class Shard : public ShardService {
  public:
-  grpc::ServerUnaryReactor* GetShard(grpc::CallbackServerContext* context, const v1::GetShardRequest* /*request*/,
-                                     v1::ShardDescription* response) override {
-    response->set_rank(5);
-    auto* const reactor = context->DefaultReactor();
-    reactor->Finish(grpc::Status::OK);
-    return reactor;
-  }
-
   // Answers when told to, or when the call is cancelled.
   class Held : public grpc::ServerUnaryReactor {
    public:
@@ -115,13 +107,37 @@ TEST(RpcServerTest, PortZeroReportsTheAddressReallyBoundAndServes) {
   ASSERT_TRUE(address.ok());
   EXPECT_EQ(address->host, "127.0.0.1");
   EXPECT_GT(address->port, 0);
-  const auto stub = v1::ExpertWorker::NewStub(ChannelTo(server->address()));
-  grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + kDeadline);
-  v1::ShardDescription description;
-  const grpc::Status status = stub->GetShard(&context, {}, &description);
-  ASSERT_TRUE(status.ok()) << status.error_message();
-  EXPECT_EQ(description.rank(), 5u);
+  const grpc::Status status = CallShard(server->address());
+  EXPECT_TRUE(status.ok()) << status.error_message();
+}
+
+TEST(RpcServerTest, ListensOnLocalSockets) {
+  for (const std::string& listen :
+       {Cat("unix:", testing::TempDir(), "moe_rpc_test"), Cat("unix-abstract:moe-rpc-", getpid())}) {
+    Shard shard;
+    const auto server = StartOrDie(shard, {.listen = listen});
+    EXPECT_EQ(server->address(), listen);
+    const grpc::Status status = CallShard(listen);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+  }
+}
+
+TEST(RpcServerTest, ARunningServersSocketIsNotTakenFromIt) {
+  const std::string listen = Cat("unix:", testing::TempDir(), "moe_rpc_taken_test");
+  Shard shard;
+  const auto server = StartOrDie(shard, {.listen = listen});
+  const auto second = RpcServer::Start({.listen = listen}, {});
+  EXPECT_EQ(second.status().code(), StatusCode::kUnavailable);
+  EXPECT_THAT(second.status().message(), HasSubstr(listen + ": Address already in use"));
+  EXPECT_TRUE(CallShard(listen).ok());
+}
+
+TEST(RpcServerTest, HealthAndReflectionCanBeLeftOut) {
+  Shard shard;
+  const auto server = StartOrDie(shard, {.health_and_reflection = false});
+  server->SetServing(true);
+  EXPECT_EQ(Health(server->address(), ""), "code 12") << "UNIMPLEMENTED";
+  EXPECT_TRUE(CallShard(server->address()).ok());
 }
 
 TEST(RpcServerTest, ATakenPortIsUnavailableAndNamed) {

@@ -8,8 +8,8 @@
 #include <cstdlib>
 #include <fstream>
 
-#include "moe/v1/worker.grpc.pb.h"
 #include "rpc/server.h"
+#include "tests/rpc/shard_service.h"
 #include "tests/rpc/throwaway_ca.h"
 
 namespace moe {
@@ -18,17 +18,6 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
-class Shard final : public v1::ExpertWorker::CallbackService {
- public:
-  grpc::ServerUnaryReactor* GetShard(grpc::CallbackServerContext* context, const v1::GetShardRequest* /*request*/,
-                                     v1::ShardDescription* response) override {
-    response->set_rank(5);
-    auto* const reactor = context->DefaultReactor();
-    reactor->Finish(grpc::Status::OK);
-    return reactor;
-  }
-};
-
 class Tls : public testing::Test {
  protected:
   static void SetUpTestSuite() { ca_ = std::make_unique<ThrowawayCa>("tls"); }
@@ -36,17 +25,13 @@ class Tls : public testing::Test {
 
   // What a call to a server with `server` from a client with `client` ends in.
   grpc::Status Call(const TlsFiles& server, const TlsFiles& client) {
-    Shard shard;
+    ShardService shard;
     grpc::Service* const services[] = {&shard};
     const auto running = RpcServer::Start({.listen = "127.0.0.1:0", .tls = server}, services);
     EXPECT_TRUE(running.ok()) << running.status().message();
     const auto credentials = MakeChannelCredentials(client);
     EXPECT_TRUE(credentials.ok()) << credentials.status().message();
-    const auto stub = v1::ExpertWorker::NewStub(grpc::CreateChannel((*running)->address(), *credentials));
-    grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
-    v1::ShardDescription description;
-    return stub->GetShard(&context, {}, &description);
+    return CallShard((*running)->address(), *credentials);
   }
   TlsFiles Server() { return ca_->Files("server", /*with_ca=*/false); }
   TlsFiles MutualServer() { return ca_->Files("server", /*with_ca=*/true); }
@@ -100,19 +85,6 @@ TEST_F(Tls, AKeyOfAnotherCertificateDoesNotServe) {
   const auto server = RpcServer::Start({.listen = "127.0.0.1:0", .tls = files}, {});
   EXPECT_EQ(server.status().code(), StatusCode::kUnavailable);
   EXPECT_THAT(server.status().message(), HasSubstr(files.key.string()));
-}
-
-TEST(RpcServerTest, ListensOnAUnixSocket) {
-  Shard shard;
-  grpc::Service* const services[] = {&shard};
-  const std::string path = Cat("unix:", testing::TempDir(), "moe_rpc_test");
-  const auto server = RpcServer::Start({.listen = path}, services);
-  ASSERT_TRUE(server.ok()) << server.status().message();
-  EXPECT_EQ((*server)->address(), path);
-  const auto stub = v1::ExpertWorker::NewStub(grpc::CreateChannel(path, grpc::InsecureChannelCredentials()));
-  grpc::ClientContext context;
-  v1::ShardDescription description;
-  EXPECT_TRUE(stub->GetShard(&context, {}, &description).ok());
 }
 
 }  // namespace

@@ -58,13 +58,11 @@ class GrpcHarness final : public TransportHarness {
   static std::string AtAnyPort(int /*worker*/) { return "127.0.0.1:0"; }
   static std::string AtLocalName(int /*worker*/) { return FreeLocalAddress(); }
 
-  explicit GrpcHarness(const HarnessOptions& options, const ListenAt& listen = &AtAnyPort)
-      : injector_(options.faults) {
+  explicit GrpcHarness(const HarnessOptions& options, const ListenAt& listen = &AtAnyPort) : injector_(options.faults) {
     std::vector<std::string> addresses;
     for (int w = 0; w < options.num_workers; ++w) {
-      workers_.push_back(std::make_unique<GrpcWorkerThread>(
-          GrpcWorkerServerOptions{
-              .listen = listen(w), .limits = options.limits, .tap = &injector_, .worker = WorkerId(w)}));
+      workers_.push_back(std::make_unique<GrpcWorkerThread>(GrpcWorkerServerOptions{
+          .listen = listen(w), .limits = options.limits, .tap = &injector_, .worker = WorkerId(w)}));
       addresses.push_back(workers_.back()->address());
     }
     channels_ = Must(GrpcChannels::Make({.workers = addresses, .limits = options.limits}));

@@ -27,12 +27,12 @@ Completion NextCompletion(grpc::CompletionQueue& queue, Deadline deadline) {
   return next;
 }
 
-grpc::ByteBuffer MessageOf(FrameMemory& memory, std::size_t frame_bytes) {
-  const Envelope envelope(frame_bytes);
-  memory.Ref();
+grpc::ByteBuffer MessageOf(const OutgoingFrame& frame) {
+  const Envelope envelope(frame.bytes);
+  frame.memory->Ref();
   const std::array<grpc::Slice, 2> slices = {
       grpc::Slice(envelope.bytes().data(), envelope.bytes().size()),  // so few bytes are held in the slice itself
-      grpc::Slice(memory.frame().data(), frame_bytes, &FrameMemory::Unref, &memory)};
+      grpc::Slice(frame.memory->frame().data(), frame.bytes, &FrameMemory::Unref, frame.memory)};
   return {slices.data(), slices.size()};
 }
 

@@ -6,6 +6,7 @@
 #include "core/clock.h"
 #include "transport/grpc/envelope.h"
 #include "transport/grpc/frame_memory.h"
+#include "transport/grpc/ring.h"
 
 namespace grpc {
 class ByteBuffer;
@@ -23,8 +24,18 @@ struct Completion {
 /// handled on this thread while it looks and sleeps.
 Completion NextCompletion(grpc::CompletionQueue& queue, Deadline deadline);
 
-/// A message of the first `frame_bytes` of `memory`, which it refers to and does not copy.
-grpc::ByteBuffer MessageOf(FrameMemory& memory, std::size_t frame_bytes);
+/// A frame to be sent: the first `bytes` of `memory`.
+struct OutgoingFrame {
+  std::size_t slot = 0;  // its sender's name for it
+  FrameMemory* memory = nullptr;
+  std::size_t bytes = 0;
+};
+
+/// The frames of a stream that gRPC has not taken yet; it takes one at a time, which is the first.
+using SendQueue = Ring<OutgoingFrame>;
+
+/// A message of the frame, which it refers to and does not copy.
+grpc::ByteBuffer MessageOf(const OutgoingFrame& frame);
 
 /// Reads messages, one after the other, without an allocation for each.
 class ArrivedMessage final : public FrameMessage {

@@ -25,8 +25,8 @@ int Milliseconds(std::chrono::milliseconds time) {
 void ForEachArgument(const ConnectionOptions& options, FunctionRef<void(const char* name, int value)> set) {
   set(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, std::clamp(options.message_bytes, kLeastHttpFrame, kMostHttpFrame));
   set(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, std::clamp(options.message_bytes, kLeastWindow, kMostWindow));
-  // The window of the connection, which its streams share, begins with 64 KiB; gRPC has no argument for it, and widens it
-  // by nothing but what it measures with pings. Larger messages would wait for updates.
+  // The window of the connection, which its streams share, begins with 64 KiB; gRPC has no argument for it, and widens
+  // it by nothing but what it measures with pings. Larger messages would wait for updates.
   set(GRPC_ARG_HTTP2_BDP_PROBE, 1);
   set(GRPC_ARG_KEEPALIVE_TIME_MS, Milliseconds(options.keepalive_interval));
   set(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, Milliseconds(options.keepalive_timeout));

@@ -6,6 +6,7 @@
 
 #include "core/aligned_buffer.h"
 #include "transport/frame.h"
+#include "transport/grpc/ring.h"
 
 namespace moe {
 namespace {
@@ -23,26 +24,6 @@ struct Slot {
   SlotState state = SlotState::kFree;
   std::uint64_t sequence = 0;
   std::size_t frame_bytes = 0;  // of the request
-};
-
-// Slots in the order in which they were put in.
-class SlotQueue {
- public:
-  explicit SlotQueue(std::size_t capacity) : slots_(capacity) {}
-  bool empty() const { return count_ == 0; }
-  std::size_t front() const { return slots_[first_]; }
-  void Push(std::size_t slot) { slots_[(first_ + count_++) % slots_.size()] = slot; }
-  std::size_t Pop() {
-    const std::size_t slot = slots_[first_];
-    first_ = (first_ + 1) % slots_.size();
-    --count_;
-    return slot;
-  }
-
- private:
-  std::vector<std::size_t> slots_;
-  std::size_t first_ = 0;
-  std::size_t count_ = 0;
 };
 
 }  // namespace
@@ -68,8 +49,8 @@ struct GrpcEndpoint::Router {
   const std::uint64_t stream;
   const StreamHello hello;
   std::vector<Slot> slots;
-  SlotQueue free;
-  SlotQueue arrived;
+  Ring<std::size_t> free;     // slots, in the order in which they became so
+  Ring<std::size_t> arrived;  // likewise
   std::uint64_t last_sequence = 0;
   FrameMemory::Owner refusal;  // an error frame
   // gRPC answers a new read with a window update, a packet of its own. Behind the reply the router finds both in one
@@ -253,7 +234,7 @@ bool GrpcEndpoint::SendFrame(Router& router, FrameKind kind, std::size_t slot, s
   Seal(header, payload, router.limits().payload_checksums);
   if (options_.tap != nullptr && !options_.tap->Pass(header, payload, options_.worker)) return false;
   WriteFrameHeader(header, memory.frame());
-  streams_.Send(router.stream, slot, memory, kFrameHeaderBytes + bytes);
+  streams_.Send(router.stream, {.slot = slot, .memory = &memory, .bytes = kFrameHeaderBytes + bytes});
   return true;
 }
 

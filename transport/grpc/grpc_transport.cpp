@@ -157,8 +157,8 @@ Status GrpcExchange::Start(std::span<const std::size_t> request_bytes) {
 }
 
 // gRPC sends when somebody waits on its queue, and takes one frame of a stream at a time. So requests are seen off
-// here: the router may compute for long before it waits. Asleep, because a thread of gRPC's may be at the sending, which
-// needs the processor. Not for long: a worker that reads nothing must not hold up the others.
+// here: the router may compute for long before it waits. Asleep, because a thread of gRPC's may be at the sending,
+// which needs the processor. Not for long: a worker that reads nothing must not hold up the others.
 Status GrpcTransport::SeeOff() {
   constexpr std::chrono::milliseconds kPatience{1};  // the least that gRPC sleeps for
   const Deadline deadline = After(kPatience);
@@ -175,7 +175,7 @@ void GrpcTransport::SendRequest(std::size_t slot, std::size_t worker, std::size_
   if (tap_ != nullptr && !tap_->Pass(header, payload, Id(worker))) return;
   WriteFrameHeader(header, memory.frame());
   slots_[slot].unsent[worker] = 1;
-  streams_.Send(Id(worker), slot, memory, kFrameHeaderBytes + bytes);
+  streams_.Send(Id(worker), {.slot = slot, .memory = &memory, .bytes = kFrameHeaderBytes + bytes});
 }
 
 // Handles the next event, of whatever exchange; false when there is none before the deadline.

@@ -19,7 +19,7 @@ struct GrpcTransportOptions {
   /// its rank and is not terminal: nothing has been sent. Empty: all are attached.
   std::vector<std::uint8_t> attached;
   std::chrono::milliseconds connect_timeout{10'000};  // to connect to, and be accepted by, all attached workers
-  FrameTap* tap = nullptr;  // outlives the transport
+  FrameTap* tap = nullptr;                            // outlives the transport
 };
 
 /// A transport of a new epoch; `channels` outlives it. One transport at a time on the same channels: opening a new one

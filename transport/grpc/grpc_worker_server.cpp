@@ -56,7 +56,10 @@ Result<std::unique_ptr<GrpcWorkerServer>> GrpcWorkerServer::Start(const GrpcWork
   if (control != services.end()) services.erase(control);
   services.push_back(state->streams.service());
 
-  RpcServerOptions rpc{.listen = options.listen, .tls = options.tls, .health_services = options.health_services};
+  RpcServerOptions rpc{.listen = options.listen,
+                       .tls = options.tls,
+                       .health_and_reflection = !options.services.empty(),
+                       .health_services = options.health_services};
   rpc.max_receive_bytes = rpc.max_send_bytes = std::max(message_bytes, kLeastMessage);
   rpc.adjust = [&](grpc::ServerBuilder& builder) {
     ForEachArgument({.message_bytes = message_bytes,

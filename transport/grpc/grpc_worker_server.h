@@ -26,7 +26,9 @@ struct GrpcWorkerServerOptions {
   int max_routers = 16;    // attached at a time; a further one gets RESOURCE_EXHAUSTED
   TlsFiles tls;
   /// Served beside the data plane; they outlive the server. One that implements moe.v1.ExpertWorker (its
-  /// CallbackService) is the control plane: its unary methods are served, Exchange is this server's own.
+  /// CallbackService) is the control plane: its unary methods are served, Exchange is this server's own. Without any
+  /// there is no health and no reflection either, and gRPC has no threads for them: the endpoint's own thread receives
+  /// what arrives, and no other hands it over.
   std::vector<grpc::Service*> services;
   std::vector<std::string> health_services = {"moe.v1.ExpertWorker"};
   std::chrono::milliseconds keepalive_interval{10'000};  // a ping when a router has sent nothing for so long

@@ -10,7 +10,6 @@
 #include <utility>
 
 #include "rpc/status_mapping.h"
-#include "transport/grpc/completions.h"
 #include "transport/grpc/stream_hello.h"
 
 namespace moe {
@@ -26,20 +25,12 @@ struct RouterStreams::Stream {
     Stream* stream = nullptr;
     Step step = Step::kStart;
   };
-  struct Waiting {
-    std::size_t slot = 0;
-    FrameMemory* memory = nullptr;
-    std::size_t frame_bytes = 0;
-  };
 
-  Stream(WorkerId id, std::size_t max_frames) : worker(id), waiting(max_frames) {
+  Stream(WorkerId id, std::size_t max_frames) : worker(id), unsent(max_frames) {
     for (std::size_t i = 0; i < tags.size(); ++i) tags[i] = {this, static_cast<Step>(i)};
   }
   void* tag(Step step) { return &tags[static_cast<std::size_t>(step)]; }
-  void WriteFirst() {
-    const Waiting& first = waiting[first_waiting];
-    call->Write(MessageOf(*first.memory, first.frame_bytes), tag(Step::kWrite));
-  }
+  void WriteFirst() { call->Write(MessageOf(unsent.front()), tag(Step::kWrite)); }
 
   const WorkerId worker;
   grpc::ClientContext context;
@@ -48,9 +39,7 @@ struct RouterStreams::Stream {
   ArrivedMessage message;
   grpc::Status ended;
   std::array<Tag, 5> tags;
-  std::vector<Waiting> waiting;  // a ring: the first is being written
-  std::size_t first_waiting = 0;
-  std::size_t num_waiting = 0;
+  SendQueue unsent;
   bool started = false;
   bool accepted = false;
   // gRPC answers a new read with a window update, a packet of its own. Behind the next request the worker finds both in
@@ -141,18 +130,17 @@ Status RouterStreams::Open(std::uint64_t epoch, const std::vector<std::uint8_t>&
   return failure;
 }
 
-void RouterStreams::Send(WorkerId worker, std::size_t slot, FrameMemory& memory, std::size_t frame_bytes) {
+void RouterStreams::Send(WorkerId worker, const OutgoingFrame& frame) {
   Stream& stream = *state_->streams[worker.index()];
-  MOE_CHECK(stream.num_waiting < stream.waiting.size(), "more frames than exchanges");
-  stream.waiting[(stream.first_waiting + stream.num_waiting) % stream.waiting.size()] = {slot, &memory, frame_bytes};
-  if (++stream.num_waiting == 1) stream.WriteFirst();
+  stream.unsent.Push(frame);
+  if (stream.unsent.size() == 1) stream.WriteFirst();
   ++stream.awaited;
   if (stream.unread) State::ReadNext(stream);
 }
 
 bool RouterStreams::Unsent() const {
   return std::ranges::any_of(state_->streams,
-                             [](const auto& stream) { return stream != nullptr && stream->num_waiting > 0; });
+                             [](const auto& stream) { return stream != nullptr && !stream->unsent.empty(); });
 }
 
 void RouterStreams::Answered(WorkerId worker) { --state_->streams[worker.index()]->awaited; }
@@ -192,14 +180,12 @@ RouterStreams::Event RouterStreams::State::Handle(Stream& stream, Step step, boo
       stream.message.Open(stream.arrived);
       return {.kind = EventKind::kFrame, .message = &stream.message};
     case Step::kWrite: {
-      const std::size_t slot = stream.waiting[stream.first_waiting].slot;
-      stream.first_waiting = (stream.first_waiting + 1) % stream.waiting.size();
-      --stream.num_waiting;
+      const std::size_t slot = stream.unsent.Pop().slot;
       if (!ok) {
         AskWhy(stream);
         return {};
       }
-      if (stream.num_waiting > 0) stream.WriteFirst();
+      if (!stream.unsent.empty()) stream.WriteFirst();
       return {.kind = EventKind::kSent, .slot = slot};
     }
     case Step::kEnd: {

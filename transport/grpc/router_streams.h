@@ -10,8 +10,7 @@
 #include "core/clock.h"
 #include "core/ids.h"
 #include "core/status.h"
-#include "transport/grpc/envelope.h"
-#include "transport/grpc/frame_memory.h"
+#include "transport/grpc/completions.h"
 #include "transport/grpc/grpc_channels.h"
 
 namespace moe {
@@ -21,7 +20,7 @@ class RouterStreams {
   enum class EventKind : std::uint8_t {
     kNone,    // the deadline has passed
     kOpened,  // the worker has accepted
-    kSent,    // gRPC has taken a frame; `slot` is what Send was told
+    kSent,    // gRPC has taken a frame; `slot` is the frame's
     kFrame,   // `message` is there to be read, until the next call of Send or Next
     kLost,    // the stream has ended; `failure` names the worker, and the channels have been told
   };
@@ -43,9 +42,8 @@ class RouterStreams {
   /// Opens a stream to each worker whose entry is not 0, all at a time; the failures as MakeGrpcTransport says.
   Status Open(std::uint64_t epoch, const std::vector<std::uint8_t>& attached, Deadline deadline);
 
-  /// Sends the first `frame_bytes` of `memory`, after what was sent to the worker before. Not to be touched until
-  /// kSent.
-  void Send(WorkerId worker, std::size_t slot, FrameMemory& memory, std::size_t frame_bytes);
+  /// After what was sent to the worker before. The memory is not to be touched until kSent.
+  void Send(WorkerId worker, const OutgoingFrame& frame);
 
   /// Whether gRPC has not said yet, through Next, that every frame has left.
   bool Unsent() const;

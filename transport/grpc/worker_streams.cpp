@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "rpc/status_mapping.h"
-#include "transport/grpc/completions.h"
 
 namespace moe {
 namespace {
@@ -22,30 +21,26 @@ constexpr std::size_t kSteps = 6;
 
 using Control = v1::ExpertWorker::CallbackService;
 
-// moe.v1.ExpertWorker with both planes: Exchange as raw bytes on our queue, the rest passed on to who implements it.
-class WorkerMethods final
-    : public v1::ExpertWorker::WithCallbackMethod_GetShard<v1::ExpertWorker::WithCallbackMethod_GetStatistics<
-          v1::ExpertWorker::WithRawMethod_Exchange<v1::ExpertWorker::Service>>> {
+// moe.v1.ExpertWorker with Exchange as raw bytes on our queue; all other methods are UNIMPLEMENTED.
+using DataMethods = v1::ExpertWorker::WithRawMethod_Exchange<v1::ExpertWorker::Service>;
+
+// With both planes: the other methods are passed on to who implements them.
+class AllMethods final : public v1::ExpertWorker::WithCallbackMethod_GetShard<
+                             v1::ExpertWorker::WithCallbackMethod_GetStatistics<DataMethods>> {
  public:
-  explicit WorkerMethods(Control* control) : control_(control) {}
+  explicit AllMethods(Control& control) : control_(control) {}
 
   grpc::ServerUnaryReactor* GetShard(grpc::CallbackServerContext* context, const v1::GetShardRequest* request,
                                      v1::ShardDescription* response) override {
-    return control_ != nullptr ? control_->GetShard(context, request, response) : Unserved(context);
+    return control_.GetShard(context, request, response);
   }
   grpc::ServerUnaryReactor* GetStatistics(grpc::CallbackServerContext* context, const v1::GetStatisticsRequest* request,
                                           v1::WorkerStatistics* response) override {
-    return control_ != nullptr ? control_->GetStatistics(context, request, response) : Unserved(context);
+    return control_.GetStatistics(context, request, response);
   }
 
  private:
-  static grpc::ServerUnaryReactor* Unserved(grpc::CallbackServerContext* context) {
-    grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-    reactor->Finish({grpc::StatusCode::UNIMPLEMENTED, "this worker serves the data plane alone"});
-    return reactor;
-  }
-
-  Control* const control_;
+  Control& control_;
 };
 
 }  // namespace
@@ -56,11 +51,6 @@ struct WorkerStreams::Stream {
     Stream* stream = nullptr;
     Step step = Step::kTaken;
   };
-  struct Waiting {
-    std::size_t slot = 0;
-    FrameMemory* memory = nullptr;
-    std::size_t frame_bytes = 0;
-  };
 
   explicit Stream(std::uint64_t id) : number(id), call(&context) {
     for (std::size_t i = 0; i < tags.size(); ++i) tags[i] = {this, static_cast<Step>(i)};
@@ -69,13 +59,10 @@ struct WorkerStreams::Stream {
     ++outstanding;
     return &tags[static_cast<std::size_t>(step)];
   }
-  void WriteFirst() {
-    const Waiting& first = waiting[first_waiting];
-    call.Write(MessageOf(*first.memory, first.frame_bytes), tag(Step::kWrite));
-  }
+  void WriteFirst() { call.Write(MessageOf(unsent.front()), tag(Step::kWrite)); }
   // Tells the router how it ended, once, when everything before is sent.
   void EndIfSent() {
-    if (!ending || ended || num_waiting > 0) return;
+    if (!ending || ended || !unsent.empty()) return;
     ended = true;
     call.Finish(ToGrpc(why), tag(Step::kEnd));
   }
@@ -95,10 +82,8 @@ struct WorkerStreams::Stream {
   ArrivedMessage message;
   std::optional<Result<StreamHello>> hello;
   std::array<Tag, kSteps> tags;
-  int outstanding = 0;           // tags that the queue still owes us
-  std::vector<Waiting> waiting;  // a ring: the first is being written
-  std::size_t first_waiting = 0;
-  std::size_t num_waiting = 0;
+  int outstanding = 0;  // tags that the queue still owes us
+  SendQueue unsent{0};  // until it is accepted
   Status why;
   bool ending = false;  // why is known
   bool ended = false;   // and told
@@ -106,9 +91,10 @@ struct WorkerStreams::Stream {
 };
 
 struct WorkerStreams::State {
-  explicit State(Control* control) : methods(control) {}
+  explicit State(Control* control)
+      : methods(control != nullptr ? std::make_unique<AllMethods>(*control) : std::make_unique<DataMethods>()) {}
 
-  WorkerMethods methods;
+  const std::unique_ptr<DataMethods> methods;
   std::unique_ptr<grpc::ServerCompletionQueue> queue;
   std::unique_ptr<Stream> next;                  // which the next router's stream becomes
   std::vector<std::unique_ptr<Stream>> streams;  // all others that the queue owes us something of
@@ -131,7 +117,7 @@ WorkerStreams::~WorkerStreams() = default;
 
 bool WorkerStreams::IsControl(grpc::Service* service) { return dynamic_cast<Control*>(service) != nullptr; }
 
-grpc::Service* WorkerStreams::service() { return &state_->methods; }
+grpc::Service* WorkerStreams::service() { return state_->methods.get(); }
 
 void WorkerStreams::Prepare(grpc::ServerBuilder& builder) { state_->queue = builder.AddCompletionQueue(); }
 
@@ -140,7 +126,7 @@ void WorkerStreams::Begin() { state_->TakeNext(); }
 void WorkerStreams::State::TakeNext() {
   next = std::make_unique<Stream>(++last_number);
   next->context.AsyncNotifyWhenDone(&next->tags[static_cast<std::size_t>(Step::kDone)]);
-  methods.RequestExchange(&next->context, &next->call, queue.get(), queue.get(), next->tag(Step::kTaken));
+  methods->RequestExchange(&next->context, &next->call, queue.get(), queue.get(), next->tag(Step::kTaken));
 }
 
 WorkerStreams::Stream& WorkerStreams::State::Find(std::uint64_t number) {
@@ -207,19 +193,17 @@ WorkerStreams::Event WorkerStreams::State::HandleTaken(bool ok) {
 }
 
 WorkerStreams::Event WorkerStreams::State::HandleWrite(Stream& stream, bool ok) {
-  const std::size_t slot = stream.waiting[stream.first_waiting].slot;
-  stream.first_waiting = (stream.first_waiting + 1) % stream.waiting.size();
-  --stream.num_waiting;
+  const std::size_t slot = stream.unsent.Pop().slot;
   // Not ok: the router is gone, and so is every other frame for it.
-  if (!ok) stream.num_waiting = 0;
-  if (stream.num_waiting > 0) stream.WriteFirst();
+  if (!ok) stream.unsent.Truncate(0);
+  if (!stream.unsent.empty()) stream.WriteFirst();
   stream.EndIfSent();
   return {.kind = EventKind::kSent, .slot = slot};
 }
 
 void WorkerStreams::Accept(std::uint64_t number, std::size_t max_frames) {
   Stream& stream = state_->Find(number);
-  stream.waiting.resize(max_frames);
+  stream.unsent = SendQueue(max_frames);
   stream.context.AddInitialMetadata(std::string(kProtocolKey), std::to_string(kFrameVersion));
   stream.call.SendInitialMetadata(stream.tag(Step::kAccept));
   stream.call.Read(&stream.arrived, stream.tag(Step::kRead));
@@ -232,14 +216,13 @@ void WorkerStreams::ReadNext(std::uint64_t number) {
   stream.call.Read(&stream.arrived, stream.tag(Step::kRead));
 }
 
-void WorkerStreams::Send(std::uint64_t number, std::size_t slot, FrameMemory& memory, std::size_t frame_bytes) {
+void WorkerStreams::Send(std::uint64_t number, const OutgoingFrame& frame) {
   Stream& stream = state_->Find(number);
-  MOE_CHECK(stream.num_waiting < stream.waiting.size(), "more frames than exchanges");
-  stream.waiting[(stream.first_waiting + stream.num_waiting) % stream.waiting.size()] = {slot, &memory, frame_bytes};
-  if (++stream.num_waiting == 1) stream.WriteFirst();
+  stream.unsent.Push(frame);
+  if (stream.unsent.size() == 1) stream.WriteFirst();
 }
 
-bool WorkerStreams::Unsent(std::uint64_t number) const { return state_->Find(number).num_waiting > 0; }
+bool WorkerStreams::Unsent(std::uint64_t number) const { return !state_->Find(number).unsent.empty(); }
 
 void WorkerStreams::End(std::uint64_t number, const Status& why) {
   Stream& stream = state_->Find(number);
@@ -251,7 +234,7 @@ void WorkerStreams::End(std::uint64_t number, const Status& why) {
 void WorkerStreams::Cancel(std::uint64_t number) {
   Stream& stream = state_->Find(number);
   // What is being written keeps its memory; what waits behind it does not, and its owner may go now.
-  stream.num_waiting = std::min<std::size_t>(stream.num_waiting, 1);
+  stream.unsent.Truncate(1);
   stream.context.TryCancel();
 }
 

@@ -7,8 +7,7 @@
 
 #include "core/clock.h"
 #include "core/status.h"
-#include "transport/grpc/envelope.h"
-#include "transport/grpc/frame_memory.h"
+#include "transport/grpc/completions.h"
 #include "transport/grpc/stream_hello.h"
 
 namespace grpc {
@@ -25,7 +24,7 @@ class WorkerStreams {
     kStopped,  // Stop was called; only once
     kOpening,  // a router asks with `hello`; Accept or Refuse it
     kFrame,    // `message` is there to be read, until ReadNext
-    kSent,     // gRPC has taken a frame; `slot` is what Send was told
+    kSent,     // gRPC has taken a frame; `slot` is the frame's
     kClosing,  // the router sends nothing more; replies may still reach it
     kEnded,    // nothing reaches it any more, and the stream is gone
   };
@@ -37,7 +36,7 @@ class WorkerStreams {
     const Result<StreamHello>* hello = nullptr;
   };
 
-  /// `control`, if any, is served through service() and outlives this.
+  /// `control` is served through service() and outlives this; null: the data plane alone.
   explicit WorkerStreams(grpc::Service* control);
   /// After CloseQueue.
   ~WorkerStreams();
@@ -47,7 +46,7 @@ class WorkerStreams {
   /// Whether `service` implements moe.v1.ExpertWorker by gRPC's callback API.
   static bool IsControl(grpc::Service* service);
 
-  /// moe.v1.ExpertWorker: the control plane's methods, and Exchange.
+  /// moe.v1.ExpertWorker: Exchange, and the control plane's methods.
   grpc::Service* service();
   /// Adds the queue to a server that is about to be built.
   void Prepare(grpc::ServerBuilder& builder);
@@ -61,9 +60,8 @@ class WorkerStreams {
   void Accept(std::uint64_t stream, std::size_t max_frames);
   void Refuse(std::uint64_t stream, const Status& why);
   void ReadNext(std::uint64_t stream);
-  /// Sends the first `frame_bytes` of `memory`, after what was sent on the stream before. Not to be touched until
-  /// kSent.
-  void Send(std::uint64_t stream, std::size_t slot, FrameMemory& memory, std::size_t frame_bytes);
+  /// After what was sent on the stream before. The memory is not to be touched until kSent.
+  void Send(std::uint64_t stream, const OutgoingFrame& frame);
   /// Whether gRPC has not said yet, through Next, that every frame has left.
   bool Unsent(std::uint64_t stream) const;
   /// Ends the stream when everything is sent, with `why` for the router.
