@@ -50,6 +50,21 @@ StepSeconds SummaryOf(std::vector<double> steps) {
   return {.mean = summary->mean, .p50 = summary->p50, .p95 = summary->p95};
 }
 
+// Of each part, over the passes.
+ExchangeSeconds MedianOf(const std::vector<ExchangeSeconds>& passes) {
+  const auto median = [&](const auto& part) {
+    std::vector<double> values;
+    for (const ExchangeSeconds& pass : passes) values.push_back(part(pass));
+    return Summarize(std::move(values))->median;
+  };
+  ExchangeSeconds seconds{.dispatch = median([](const ExchangeSeconds& pass) { return pass.dispatch; }),
+                          .wait = median([](const ExchangeSeconds& pass) { return pass.wait; }),
+                          .combine = median([](const ExchangeSeconds& pass) { return pass.combine; })};
+  for (std::size_t w = 0; w < passes.front().busy.size(); ++w)
+    seconds.busy.push_back(median([w](const ExchangeSeconds& pass) { return pass.busy[w]; }));
+  return seconds;
+}
+
 // What one pass after the other makes of the trace.
 class Replay {
  public:
@@ -88,6 +103,7 @@ class Replay {
   /// With the workers and their kernels.
   Status Pass() {
     std::size_t index = 0;
+    calibration_ = 0;
     return Read([&](const TraceHeader& header, const TraceStep& step) {
              calibrates_ = Calibrates(index);
              step_seconds_ = 0;
@@ -104,8 +120,8 @@ class Replay {
     for (std::vector<double>& of_step : seconds_) medians_.push_back(Summarize(std::move(of_step))->median);
     if (medians_.empty()) return InvalidArgument("trace ", options_.trace.string(), " has no steps");
     std::optional<CostModel> model;
-    if (fit_.exchanges() > 0) {
-      MOE_ASSIGN_OR_RETURN(model, fit_.Fit());
+    if (!observed_.empty()) {
+      MOE_ASSIGN_OR_RETURN(model, FitModel());
     }
     std::size_t index = 0;
     Result<TraceSummary> trace = Read([&](const TraceHeader& header, const TraceStep& step) {
@@ -151,7 +167,7 @@ class Replay {
       if (rows == 0) continue;
       exchange_.BeginStep();
       MOE_RETURN_IF_ERROR(Exchange(tokens, rows));
-      if (counts) Note(tokens);
+      if (counts) Note();
     }
     return Status::Ok();
   }
@@ -168,22 +184,36 @@ class Replay {
     return exchange_.Finish({.residual = {residual_.data(), rows, hidden}});
   }
 
-  void Note(const DispatchPlan::Tokens& tokens) {
+  void Note() {
     const ExchangeTimes& times = exchange_.times();
     times_.dispatch += times.dispatch;
     times_.wait += times.wait;
     times_.combine += times.combine;
     step_seconds_ += times.dispatch + times.wait + times.combine;
-    if (!calibrates_) return;
+    if (!calibrates_ || calibration_ == CostFit::kMostExchanges) return;
+    // Its counts are taken later: the router is to be no busier than in other steps.
     ExchangeSeconds seconds{.dispatch = times.dispatch, .wait = times.wait, .combine = times.combine};
     for (const WorkerStep& worker : exchange_.workers()) seconds.busy.push_back(worker.busy_seconds);
-    Plan(tokens);
-    fit_.Add(work_, seconds);
+    if (calibration_ == observed_.size()) observed_.emplace_back();
+    observed_[calibration_++].push_back(std::move(seconds));
   }
 
-  void Plan(const DispatchPlan::Tokens& tokens) {
-    plan_.Build(replicas_, tokens);
-    counter_.Count(plan_, workers_, bytes_per_expert_[tokens.sparse_index], work_);
+  Result<CostModel> FitModel() {
+    CostFit fit;
+    std::size_t index = 0;
+    const Result<TraceSummary> read = Read([&](const TraceHeader& header, const TraceStep& step) {
+      if (!Calibrates(index++)) return Status::Ok();
+      for (std::size_t layer = 0; layer < result_.layers.size(); ++layer) {
+        const DispatchPlan::Tokens tokens = TokensOf(header, step, layer);
+        if (tokens.ids.rows() == 0 || fit.exchanges() == observed_.size()) continue;
+        plan_.Build(replicas_, tokens);
+        counter_.Count(plan_, workers_, bytes_per_expert_[layer], work_);
+        fit.Add(work_, MedianOf(observed_[fit.exchanges()]));
+      }
+      return Status::Ok();
+    });
+    if (!read.ok()) return read.status();
+    return fit.Fit();
   }
 
   void PlanStep(const TraceHeader& header, const TraceStep& step, const std::optional<CostModel>& model,
@@ -232,7 +262,7 @@ class Replay {
     if (!model || predicted_.empty()) return;
     ReplayPrediction prediction{.model = *model,
                                 .calibration_steps = result_.steps - predicted_.size(),
-                                .calibration_exchanges = fit_.exchanges(),
+                                .calibration_exchanges = observed_.size(),
                                 .steps = predicted_.size()};
     for (std::size_t i = 0; i < predicted_.size(); ++i)
       prediction.mean_absolute_error += std::abs(predicted_[i] / measured_[i] - 1);
@@ -259,10 +289,11 @@ class Replay {
   bool calibrates_ = false;  // the step that runs
   double step_seconds_ = 0;
   ExchangeTimes times_;
-  std::vector<std::vector<double>> seconds_;  // (steps, passes)
-  std::vector<double> medians_;               // (steps)
-  CostFit fit_;
-  std::vector<double> predicted_, measured_;  // of the steps that did not calibrate
+  std::vector<std::vector<double>> seconds_;            // (steps, passes)
+  std::vector<double> medians_;                         // (steps)
+  std::vector<std::vector<ExchangeSeconds>> observed_;  // (exchanges of steps that calibrate, passes)
+  std::size_t calibration_ = 0;                         // of them, in this pass
+  std::vector<double> predicted_, measured_;            // of the steps that did not calibrate
   std::size_t exchanges_ = 0;
   double plan_seconds_ = 0;
   double balancedness_ = 0;

@@ -144,8 +144,8 @@ double CostModel::Seconds(const ExchangeWork& work) const {
 }
 
 void CostFit::Add(const ExchangeWork& work, const ExchangeSeconds& seconds) {
-  MOE_CHECK(work.workers.size() == seconds.busy.size());
-  if (observed_.size() < kMostExchanges) observed_.push_back({work, seconds});
+  MOE_CHECK(work.workers.size() == seconds.busy.size() && observed_.size() < kMostExchanges);
+  observed_.push_back({work, seconds});
 }
 
 Result<CostModel> CostFit::Fit() const {

@@ -30,8 +30,6 @@ struct ExchangeSeconds {
   double wait = 0;
   double combine = 0;
   std::vector<double> busy;  // (workers): computing, as each says itself
-
-  double total() const { return dispatch + wait + combine; }
 };
 
 /// Coefficients that are all at least 0.
@@ -55,10 +53,10 @@ struct CostModel {
 /// with the coefficients that would be below 0 left out.
 class CostFit {
  public:
-  /// What more exchanges would add to memory and time would add nothing to the coefficients.
+  /// More would take memory and time and add nothing to the coefficients.
   static constexpr std::size_t kMostExchanges = std::size_t{1} << 14;
 
-  /// Later ones than kMostExchanges are not looked at.
+  /// At most kMostExchanges.
   void Add(const ExchangeWork& work, const ExchangeSeconds& seconds);
   std::size_t exchanges() const { return observed_.size(); }
   /// INVALID_ARGUMENT when there are none.
