@@ -46,10 +46,9 @@ class Loads:
 @dataclasses.dataclass
 class Replayed:
     """A result of moe_bench replay."""
+    model: str  # that the trace is of
     name: str
     rows: list[int]  # by worker
-    balancedness: float
-    step_ms: float
     layers: list[int]
     tokens: list[list[int]]  # by layer and expert
 
@@ -74,9 +73,8 @@ def replayed(path: pathlib.Path, content: dict) -> Replayed:
     if (content.get("schema"), content.get("kind")) != (1, "replay") or len(content.get("results", ())) != 1:
         raise UsageError(f"{path} is not a result of moe_bench replay (schema 1, kind replay)")
     (result,) = content["results"]
-    slots = f", {result['slots']} slots" if result["slots"] else ""
-    return Replayed(f"{result['placement']}{slots}", result["worker_rows"], result["balancedness"],
-                    1e3 * result["step_seconds"]["mean"], [layer["layer"] for layer in result["layers"]],
+    return Replayed(result["trace_model"], f"{result['placement']}, {result['slots']} slots", result["worker_rows"],
+                    [layer["layer"] for layer in result["layers"]],
                     [layer["expert_tokens"] for layer in result["layers"]])
 
 
@@ -93,7 +91,7 @@ def read_loads(path: pathlib.Path) -> Loads:
     content = read_json(path)
     if content.get("kind") == "replay":
         result = replayed(path, content)
-        return Loads(content["results"][0]["trace_model"], result.layers, result.tokens)
+        return Loads(result.model, result.layers, result.tokens)
     layers = content.get("layers")
     if not isinstance(layers, list) or not layers or not all(
             isinstance(layer, list) and layer and all(isinstance(tokens, (int, float)) for tokens in layer)
@@ -152,17 +150,23 @@ def draw_heat(maps: list[Loads], path: pathlib.Path) -> None:
 
 
 def draw_ranks(results: list[Replayed], path: pathlib.Path) -> None:
-    figure, axis = pyplot().subplots(figsize=(7.5, 3.6), layout="constrained")
-    width = 0.8 / len(results)
-    for number, result in enumerate(results):
-        places = [worker + (number - (len(results) - 1) / 2) * width for worker in range(len(result.rows))]
-        axis.bar(places, result.over_mean(), width,
-                 label=f"{result.name}: slowest {max(result.over_mean()):.2f} x mean, step {result.step_ms:.2f} ms")
-    axis.axhline(1, color="black", linewidth=0.8)
-    axis.set_xticks(range(max(len(result.rows) for result in results)))
-    axis.set_xlabel("worker")
-    axis.set_ylabel("rows / mean of the workers")
-    axis.legend(fontsize=9)
+    models = list(dict.fromkeys(result.model for result in results))
+    figure, axes = pyplot().subplots(1, len(models), figsize=(1.2 + 4.8 * len(models), 3.6), squeeze=False, sharey=True,
+                                     layout="constrained")
+    for model, axis in zip(models, axes[0]):
+        own = [result for result in results if result.model == model]
+        width = 0.8 / len(own)
+        for number, result in enumerate(own):
+            places = [worker + (number - (len(own) - 1) / 2) * width for worker in range(len(result.rows))]
+            axis.bar(places, result.over_mean(), width,
+                     label=f"{result.name}: slowest {max(result.over_mean()):.2f} x mean")
+        axis.axhline(1, color="black", linewidth=0.8)
+        axis.set_title(model, fontsize=10)
+        axis.set_xticks(range(max(len(result.rows) for result in own)))
+        axis.set_xlabel("worker")
+        axis.set_ylim(0, 1.3 * max(max(result.over_mean()) for result in results))  # room for the legend
+        axis.legend(fontsize=9, loc="upper right")
+    axes[0][0].set_ylabel("rows / mean of the workers")
     figure.savefig(path)
 
 

@@ -45,8 +45,7 @@ def trace(experts: list[int]) -> bytes:
 
 
 def replay(placement: str, rows: list[int]) -> dict:
-    result = {"placement": placement, "slots": 4, "worker_rows": rows, "balancedness": 0.5, "trace_model": "tiny",
-              "step_seconds": {"mean": 2e-3, "p50": 2e-3, "p95": 3e-3},
+    result = {"placement": placement, "slots": 4, "worker_rows": rows, "trace_model": "tiny",
               "layers": [{"layer": 3, "expert_tokens": [4, 2, 1, 1], "worker_rows": rows}]}
     return {"schema": 1, "kind": "replay", "results": [result]}
 
@@ -96,7 +95,7 @@ class PlotBalancingTest(unittest.TestCase):
     def test_rows_are_set_beside_their_mean(self):
         result = plot_balancing.read_replay(self.write("replay.json", replay("linear", [6, 2])))
         self.assertEqual(result.over_mean(), [1.5, 0.5])
-        self.assertEqual(result.step_ms, 2.0)
+        self.assertEqual((result.model, result.name), ("tiny", "linear, 4 slots"))
 
     def test_a_second_without_tokens_has_no_latency(self):
         samples = plot_balancing.read_samples(self.write("samples.csv", SAMPLES))
@@ -121,7 +120,7 @@ class PlotBalancingTest(unittest.TestCase):
                 ("heat", self.write("text.json", "{"), "not JSON"),
                 ("heat", self.write("empty.json", {"layers": []}), "has no loads"),
                 ("ranks", self.write("loads.json", {"layers": [[1]]}), "moe_bench replay"),
-                ("ranks", self.write("half.json", {"schema": 1, "kind": "replay", "results": [{"slots": 1}]}), "placement"),
+                ("ranks", self.write("half.json", {"schema": 1, "kind": "replay", "results": [{"slots": 1}]}), "trace_model"),
                 ("timeline", self.write("a.csv", "seconds\n1\n"), "tokens_per_s"),
                 ("timeline", self.write("b.csv", "seconds\nx\n"), "CSV")):
             with self.subTest(file=file.name):
