@@ -15,10 +15,10 @@ constexpr std::chrono::seconds kShutdownTimeout{10};
 }  // namespace
 
 Result<std::vector<WorkerDescription>> AwaitWorkers(const RankSetup& setup, Transport& transport) {
-  return DescribeWorkers(transport,
-                         {.fingerprint = setup.checkpoint->fingerprint(),
-                          .weight_type = std::string(Name(setup.weight_types.mlps))},
-                         After(setup.load_timeout));
+  return DescribeWorkers(
+      transport,
+      {.fingerprint = setup.checkpoint->fingerprint(), .weight_type = std::string(Name(setup.weight_types.mlps))},
+      After(setup.load_timeout));
 }
 
 Result<LoadedWeights> LoadRouter(const RankSetup& setup, ThreadPool& pool, Transport& transport) {
