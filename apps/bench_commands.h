@@ -11,5 +11,6 @@ BenchCommand AddKernelsCommand(CLI::App& app);
 BenchCommand AddQualityCommand(CLI::App& app);
 BenchCommand AddTransportCommand(CLI::App& app);
 BenchCommand AddPlacementCommand(CLI::App& app);
+BenchCommand AddReplayCommand(CLI::App& app);
 
 }  // namespace moe

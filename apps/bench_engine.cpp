@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "apps/bench_commands.h"
+#include "apps/bench_job.h"
 #include "apps/rank_flags.h"
 #include "bench/engine/engine_bench.h"
 #include "bench/engine/local_engine.h"
@@ -18,10 +19,7 @@
 #include "core/date.h"
 #include "core/text.h"
 #include "kernels/kernels.h"
-#include "ranks/expert_host.h"
-#include "ranks/job_transport.h"
-#include "ranks/mpi_job.h"
-#include "ranks/rank_device.h"
+#include "ranks/router_engine.h"
 #include "router/trace_recorder.h"
 
 namespace moe {
@@ -138,7 +136,8 @@ class EngineReport {
     probe_.emplace(RoofOptions{}, SimdKernels().name());
   }
 
-  Status Run(const RankSetup& setup, RouterEngine& router, std::string_view transport) {
+  /// Gives the exit code.
+  Result<int> Run(const RankSetup& setup, RouterEngine& router, std::string_view transport) {
     const bool terminal = isatty(STDERR_FILENO) != 0;
     MOE_ASSIGN_OR_RETURN(const std::unique_ptr<TraceRecorder> recorder, StartTrace(flags_, setup));
     const BenchedEngine engine{setup, router, probe_ ? &*probe_ : nullptr, recorder.get()};
@@ -159,16 +158,13 @@ class EngineReport {
                                      .threads = setup.threads,
                                      .ranks = setup.topology.ranks(),
                                      .sparse_layers = setup.config.sparse_layers().size()};
-    exit_code_ = WriteReport(command_, flags_.output,
-                             {.kind = "engine",
-                              .when = when_,
-                              .host = host_,
-                              .results_json = EngineResultsJson(results, context),
-                              .table = EngineTable(results, context)});
-    return Status::Ok();
+    return WriteReport(command_, flags_.output,
+                       {.kind = "engine",
+                        .when = when_,
+                        .host = host_,
+                        .results_json = EngineResultsJson(results, context),
+                        .table = EngineTable(results, context)});
   }
-
-  int exit_code() const { return exit_code_; }
 
  private:
   const CLI::App& command_;
@@ -176,95 +172,39 @@ class EngineReport {
   std::string when_;
   HostDescription host_;
   std::optional<MachineProbe> probe_;
-  int exit_code_ = 0;
 };
 
-// Of this rank, once it has loaded.
-void TellAboutWeightCache(const RankSetup& setup) {
-  if (!setup.weight_cache) return;
-  const WeightCacheReport report = setup.weight_cache->report();
-  std::vector<std::string> lines = report.Warnings();
-  if (isatty(STDERR_FILENO) != 0 && !report.Summary().empty()) lines.push_back(report.Summary());
-  for (const std::string& line : lines) std::cerr << Cat("moe_bench: rank ", setup.rank, ": ", line, "\n");
+Result<int> RunAlone(const EngineFlags& flags, RankSetup setup, EngineReport& report) {
+  MOE_ASSIGN_OR_RETURN(const KvPlan kv, PlanCache(flags.bench, setup));
+  MOE_ASSIGN_OR_RETURN(const std::unique_ptr<LocalEngine> engine, LocalEngine::Load(std::move(setup), kv));
+  TellAboutWeightCache(engine->setup());
+  return report.Run(engine->setup(), engine->router(), "inprocess");
 }
 
-// What every rank works out alike.
-struct Prepared {
-  RankSetup setup;
-  KvPlan kv;
-};
-
-Result<Prepared> Prepare(const EngineFlags& flags, const RankPlace& place) {
-  MOE_RETURN_IF_ERROR(CheckMicroBatches(flags.bench.micro_batches));
-  MOE_RETURN_IF_ERROR(CheckTransport(flags.rank.transport, !place.topology.embedded));
-  MOE_RETURN_IF_ERROR(CheckWeightCache(flags.rank.weight_cache));
-  MOE_ASSIGN_OR_RETURN(std::unique_ptr<RankDevice> device, BindDevice(flags.rank, place));
-  MOE_ASSIGN_OR_RETURN(RankSetup setup, PrepareRank(flags.rank, place));
-  setup.device = std::move(device);
-  MOE_RETURN_IF_ERROR(CheckEngineBench(flags.bench, setup));
-  MOE_ASSIGN_OR_RETURN(KvPlan kv, PlanCache(flags.bench, setup));
-  return Prepared{.setup = std::move(setup), .kv = std::move(kv)};
-}
-
-int RunEmbedded(const EngineFlags& flags, EngineReport& report) {
-  if (const Status status = CheckOutput(flags.output); !status.ok()) return FailBecause(status);
-  Result<Prepared> prepared = Prepare(flags, {.topology = {.workers = 1, .embedded = true}});
-  if (!prepared.ok()) return FailBecause(prepared.status());
-  report.Begin(/*one_machine=*/true);
-  const Result<std::unique_ptr<LocalEngine>> engine = LocalEngine::Load(std::move(prepared->setup), prepared->kv);
-  if (!engine.ok()) return FailBecause(engine.status());
-  TellAboutWeightCache((*engine)->setup());
-  const Status status = report.Run((*engine)->setup(), (*engine)->router(), "inprocess");
-  return status.ok() ? report.exit_code() : FailBecause(status);
-}
-
-Status MeasureOver(Transport& transport, const Prepared& prepared, ThreadPool& pool, EngineReport& report) {
-  MOE_ASSIGN_OR_RETURN(LoadedWeights weights, LoadRouter(prepared.setup, pool, transport));
-  TellAboutWeightCache(prepared.setup);
-  RouterEngine router({.kv = prepared.kv}, prepared.setup, pool, transport, std::move(weights), nullptr);
-  return report.Run(prepared.setup, router, transport.name());
-}
-
-Status RunRole(MpiWorld& world, TransportChoice transport, const Prepared& prepared, EngineReport& report) {
-  const RankSetup& setup = prepared.setup;
-  ThreadPool pool(PoolOptions(setup));
-  if (setup.rank == setup.topology.router()) {
-    MOE_ASSIGN_OR_RETURN(const std::unique_ptr<JobRouterEnd> end,
-                         MakeJobRouterEnd(world, transport, setup.transport_limits, setup.device.get()));
-    return EndWorkers(end->transport(), MeasureOver(end->transport(), prepared, pool, report));
-  }
-  MOE_ASSIGN_OR_RETURN(const std::unique_ptr<JobWorkerEnd> end,
-                       MakeJobWorkerEnd(world, transport, setup.transport_limits, setup.device.get()));
-  const Status served = ServeExperts(setup, WorkerId(setup.rank.value() - 1), pool, end->endpoint());
+Result<int> RunOver(const EngineFlags& flags, const RankSetup& setup, ThreadPool& pool, Transport& transport,
+                    EngineReport& report) {
+  MOE_ASSIGN_OR_RETURN(const KvPlan kv, PlanCache(flags.bench, setup));
+  MOE_ASSIGN_OR_RETURN(LoadedWeights weights, LoadRouter(setup, pool, transport));
   TellAboutWeightCache(setup);
-  return served;
-}
-
-int RunLaunched(const EngineFlags& flags, EngineReport& report) {
-  MpiWorld world;
-  if (world.size() == 1) return RunEmbedded(flags, report);
-  const RankPlace place = PlaceOf(world);
-  const bool router = place.rank == place.topology.router();
-  // The others wait in the agreement below meanwhile.
-  if (router) report.Begin(world.node_local_size() == world.size());
-  Result<Prepared> prepared = Prepare(flags, place);
-  Status ready = prepared.ok() ? Status::Ok() : prepared.status();
-  if (router && ready.ok()) ready = CheckOutput(flags.output);
-  const Result<int> agreed = AgreeToStart(world, "moe_bench", ready.ok() ? 0 : ExitCode(ready), ready.message());
-  if (!agreed.ok()) return FailBecause(agreed.status());
-  if (*agreed != 0) return *agreed;
-  const TransportChoice transport = flags.rank.transport;
-  const Status status = RunRole(world, transport, *prepared, report);
-  if (status.ok()) return report.exit_code();
-  // What a worker could not do it has told the router, who reports it.
-  if (router) FailBecause(status);
-  if (MustLeaveJob(transport, status)) LeaveJob(kExitFailed);
-  return kExitFailed;
+  RouterEngine router({.kv = kv}, setup, pool, transport, std::move(weights), nullptr);
+  return report.Run(setup, router, transport.name());
 }
 
 Result<int> Run(const CLI::App& command, EngineFlags& flags) {
+  MOE_RETURN_IF_ERROR(CheckMicroBatches(flags.bench.micro_batches));
   EngineReport report(command, flags);
-  return LaunchedByMpi() ? RunLaunched(flags, report) : RunEmbedded(flags, report);
+  return RunBenchJob({.rank = flags.rank,
+                      .output = flags.output,
+                      .prepare_alone = [&] { return PrepareEmbedded(flags.rank); },
+                      .check =
+                          [&](const RankSetup& setup) {
+                            const Status status = CheckEngineBench(flags.bench, setup);
+                            return status.ok() ? PlanCache(flags.bench, setup).status() : status;
+                          },
+                      .begin = [&](bool one_machine) { report.Begin(one_machine); },
+                      .run_alone = [&](RankSetup setup) { return RunAlone(flags, std::move(setup), report); },
+                      .run = [&](const RankSetup& setup, ThreadPool& pool,
+                                 Transport& transport) { return RunOver(flags, setup, pool, transport, report); }});
 }
 
 }  // namespace

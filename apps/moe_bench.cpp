@@ -28,11 +28,12 @@ int Main(int argc, char** argv) {
       "  moe_bench kernels --models olmoe-1b-7b\n"
       "  moe_bench quality --model models/eight-languages-moe --text models/held-out.txt\n"
       "  mpirun --oversubscribe --bind-to none -n 8 moe_bench transport --exchange-type bf16\n"
-      "  moe_bench placement");
+      "  moe_bench placement\n"
+      "  moe_bench replay --trace today.moetrace --model models/eight-languages-moe");
 
-  const std::vector<BenchCommand> commands = {AddLoadCommand(app),      AddEngineCommand(app),
-                                              AddKernelsCommand(app),   AddQualityCommand(app),
-                                              AddTransportCommand(app), AddPlacementCommand(app)};
+  const std::vector<BenchCommand> commands = {
+      AddLoadCommand(app),      AddEngineCommand(app),    AddKernelsCommand(app), AddQualityCommand(app),
+      AddTransportCommand(app), AddPlacementCommand(app), AddReplayCommand(app)};
 
   try {
     app.parse(argc, argv);
@@ -44,10 +45,9 @@ int Main(int argc, char** argv) {
     }
     // CLI11 would only say that a command is missing.
     if (const std::vector<std::string> rest = app.remaining(); app.get_subcommands().empty() && !rest.empty()) {
-      return Fail(
-          kExitBadUsage,
-          Cat("\"", rest.front(),
-              "\" is neither a command nor a flag (commands: load, engine, kernels, quality, transport, placement)."));
+      return Fail(kExitBadUsage, Cat("\"", rest.front(),
+                                     "\" is neither a command nor a flag (commands: load, engine, kernels, quality, "
+                                     "transport, placement, replay)."));
     }
     return Fail(kExitBadUsage, FirstLine(error.what()) + " (moe_bench --help shows what is known)");
   }

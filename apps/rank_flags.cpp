@@ -34,20 +34,15 @@ void AddMicroBatchesFlag(FlagAdder& add, int& micro_batches) {
   static_assert(kMaxMicroBatches == 4, "as many as the choices above");
 }
 
-void AddRankFlags(FlagAdder& add, RankOptions& o) {
+void AddExpertFlags(FlagAdder& add, RankOptions& o) {
   add.Add("--model", o.model, "Folder of a Hugging Face checkpoint")->required();
   add.AddChoice<LoadFormat>("--load-format", o.load_format,
                             {{"auto", LoadFormat::kAuto}, {"dummy", LoadFormat::kDummy}}, "auto",
                             "dummy: config.json only, with random weights that are the same on every topology");
-  const Choices<std::optional<WeightType>> types = WeightTypeChoices();
   add.AddChoice<std::optional<WeightType>>(
-      "--weight-type", o.weight_type, types, "auto",
+      "--weight-type", o.weight_type, WeightTypeChoices(), "auto",
       "Type that weights are held in; auto: the narrowest that loses nothing of what is stored");
-  add.AddChoice<std::optional<WeightType>>(
-      "--attention-weight-type", o.attention_weight_type, types, "auto",
-      "Type of attention and head; auto: int8 where --weight-type is int4, else --weight-type");
   AddWeightCacheFlag(add, o.weight_cache);
-  AddKvTypeFlag(add, o.kv_type);
   add.Add("--placement", o.placement, "linear, round_robin, eplb, auto (ours) or a placement file")
       ->check(CheckPlacementName);
   add.Add("--loads", o.loads, "JSON file with the tokens of each expert, for eplb and auto; absent: all alike");
@@ -74,14 +69,22 @@ void AddRankFlags(FlagAdder& add, RankOptions& o) {
   add.AddChoice<ExchangeType>("--exchange-type", o.exchange_type,
                               {{"f32", ExchangeType::kF32}, {"bf16", ExchangeType::kBf16}}, "f32",
                               "Type of the rows between router and workers");
-  add.Add("--routing", o.routing,
-          "gate: the model's own; else synthetic, for benchmarks: uniform, zipf:S, hot:N,SHARE or trace:FILE")
-      ->check([](const std::string& value) { return ParseRouting(value).status().message(); });
-  add.Add("--routing-seed", o.routing_seed, "Names which experts synthetic routing favours and which a token takes");
   add.AddSwitch("--wire-checksum", o.wire_checksum,
                 "Sum up what travels between router and workers, and fail where it arrives changed");
   add.AddSeconds("--exchange-timeout", o.exchange_timeout, "Seconds that a worker may take to answer");
   add.AddSeconds("--load-timeout", o.load_timeout, "Seconds that workers may take to load");
+}
+
+void AddRankFlags(FlagAdder& add, RankOptions& o) {
+  AddExpertFlags(add, o);
+  add.AddChoice<std::optional<WeightType>>(
+      "--attention-weight-type", o.attention_weight_type, WeightTypeChoices(), "auto",
+      "Type of attention and head; auto: int8 where --weight-type is int4, else --weight-type");
+  AddKvTypeFlag(add, o.kv_type);
+  add.Add("--routing", o.routing,
+          "gate: the model's own; else synthetic, for benchmarks: uniform, zipf:S, hot:N,SHARE or trace:FILE")
+      ->check([](const std::string& value) { return ParseRouting(value).status().message(); });
+  add.Add("--routing-seed", o.routing_seed, "Names which experts synthetic routing favours and which a token takes");
 }
 
 }  // namespace moe

@@ -6,7 +6,9 @@
 
 namespace moe {
 
-/// `options` outlives the parsing. All but --micro-batches, of which a benchmark takes a list.
+/// `options` outlives the parsing. What concerns the experts and the way to them.
+void AddExpertFlags(FlagAdder& add, RankOptions& options);
+/// And the rest, but --micro-batches, of which a benchmark takes a list.
 void AddRankFlags(FlagAdder& add, RankOptions& options);
 void AddMicroBatchesFlag(FlagAdder& add, int& micro_batches);
 

@@ -14,13 +14,17 @@ constexpr std::chrono::seconds kShutdownTimeout{10};
 
 }  // namespace
 
+Result<std::vector<WorkerDescription>> AwaitWorkers(const RankSetup& setup, Transport& transport) {
+  return DescribeWorkers(
+      transport,
+      {.fingerprint = setup.checkpoint->fingerprint(), .weight_type = std::string(Name(setup.weight_types.mlps))},
+      After(setup.load_timeout));
+}
+
 Result<LoadedWeights> LoadRouter(const RankSetup& setup, ThreadPool& pool, Transport& transport) {
   LoadedWeights loaded;
   MOE_ASSIGN_OR_RETURN(loaded.dense, LoadDenseWeights(setup.config, *setup.checkpoint, setup.weight_form(), pool));
-  MOE_ASSIGN_OR_RETURN(loaded.workers, DescribeWorkers(transport,
-                                                       {.fingerprint = setup.checkpoint->fingerprint(),
-                                                        .weight_type = std::string(Name(setup.weight_types.mlps))},
-                                                       After(setup.load_timeout)));
+  MOE_ASSIGN_OR_RETURN(loaded.workers, AwaitWorkers(setup, transport));
   return loaded;
 }
 

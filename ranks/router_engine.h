@@ -28,7 +28,9 @@ struct LoadedWeights {
   std::vector<WorkerDescription> workers;  // each has loaded its shard
 };
 
-/// Loads the dense part and waits until every worker has loaded its experts.
+/// Waits until every worker has loaded its experts.
+Result<std::vector<WorkerDescription>> AwaitWorkers(const RankSetup& setup, Transport& transport);
+/// Loads the dense part, then waits for the workers.
 Result<LoadedWeights> LoadRouter(const RankSetup& setup, ThreadPool& pool, Transport& transport);
 
 /// What each worker of a fleet is to host, and who has to be what.

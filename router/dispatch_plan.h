@@ -9,6 +9,7 @@
 #include "core/matrix.h"
 #include "model/dispatch_format.h"
 #include "placement/placement.h"
+#include "router/replica_choice.h"
 
 namespace moe {
 
@@ -51,9 +52,10 @@ class DispatchPlan {
     MatrixView<const float> weights;              // (tokens, k)
     std::span<const std::uint8_t> left_out = {};  // (tokens): 1 for those that nobody waits for; empty: none
   };
-  /// A pair of weight 0 adds nothing and is not sent. An expert's rows go to its replicas in turn, so over the layer
-  /// every replica gets as many as any other, give or take one, and the choice depends on this step alone. A token with
-  /// an expert without replica is left out whole.
+  /// A pair of weight 0 adds nothing and is not sent. Of an expert with several replicas the rows are dealt to them by
+  /// the counts of this part, so that the fullest worker has as few rows of the layer as can be (ReplicaChoice); beside
+  /// that, a token's rows share workers. The choice depends on this step alone. A token with an expert without replica
+  /// is left out whole.
   void Build(const ReplicaTable& replicas, const Tokens& tokens);
 
   /// Of the tokens given last.
@@ -65,16 +67,34 @@ class DispatchPlan {
   Source source(std::size_t token, std::size_t j) const { return sources_[token * shape_.experts_per_token + j]; }
   /// Tokens of each expert in this layer so far, (num_experts).
   std::span<const std::uint32_t> expert_tokens() const { return expert_tokens_; }
+  /// Pairs of each worker in this layer so far, (workers).
+  std::span<const std::uint32_t> worker_rows() const { return choice_.worker_rows(); }
 
  private:
   /// Whether the token is to be sent.
   bool Serves(const ReplicaTable& replicas, const Tokens& tokens, std::size_t token);
+  /// Which tokens are sent, and how many each expert gets of them.
+  void Count(const ReplicaTable& replicas, const Tokens& tokens);
+  /// Where each pair of the token goes.
+  void Choose(const ReplicaTable& replicas, const Tokens& tokens, std::size_t token);
+
+  /// A pair whose expert has several replicas.
+  struct Several {
+    std::size_t j = 0;
+    std::size_t expert = 0;
+    std::span<const ReplicaSlot> slots;
+  };
 
   const Shape shape_;
   std::vector<Part> parts_;
   std::vector<Source> sources_;  // (max_tokens, k)
   std::vector<Unserved> unserved_;
-  std::vector<std::uint32_t> expert_tokens_;  // (num_experts); also whose replica's turn it is
+  std::vector<std::uint32_t> expert_tokens_;  // (num_experts)
+  std::vector<std::uint32_t> part_tokens_;    // (num_experts): of the tokens given last
+  std::vector<std::uint8_t> served_;          // (max_tokens): of those, 1 for the ones that are sent
+  std::vector<ReplicaSlot> chosen_;           // (k): of one token
+  std::vector<Several> several_;              // at most (k): of one token
+  ReplicaChoice choice_;
 };
 
 }  // namespace moe

@@ -117,6 +117,35 @@ TEST_F(Program, EngineAndQualityRefuseAFolderThatCannotBeWritten) {
   }
 }
 
+TEST_F(Program, ReplayTakesATraceOfTheEngine) {
+  const std::string model = Source("models/eight-languages-moe");
+  const Outcome engine = Run(Cat("engine --model ", model, " -p 24 -n 8 -b 2 -r 1 --threads 1 --no-roofs --json",
+                                 " --routing zipf:1.0 --trace ", folder_, "/engine.moetrace"));
+  ASSERT_EQ(engine.exit_code, 0) << engine.err;
+  const std::string replay = Cat("replay --trace ", folder_, "/engine.moetrace --model ", model,
+                                 " --workers 3 --placement auto --redundant-experts 4 --threads 1 -r 2");
+  const Outcome run = Run(replay + " --json");
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(run.err, "");
+  const json report = json::parse(run.out);
+  EXPECT_EQ(report["schema"], 1);
+  EXPECT_EQ(report["kind"], "replay");
+  EXPECT_EQ(report["config"]["placement"], "auto");
+  EXPECT_EQ(report["config"]["workers"], 3);
+  ASSERT_EQ(report["results"].size(), 1u);
+  const json& result = report["results"][0];
+  EXPECT_EQ(result["trace_model"], "eight-languages-moe");
+  EXPECT_EQ(result["routing"], "zipf:1");
+  EXPECT_EQ(result["placement"], "auto");
+  EXPECT_EQ(result["slots"], 12);
+  EXPECT_EQ(result["rows"], 2 * (2 * 24) + 2 * (8 + 4)) << "repetitions and warm-ups";
+  EXPECT_GT(result["tokens_per_s"], 0);
+  EXPECT_GT(result["prediction"]["steps"], 0);
+  const Outcome table = Run(replay);
+  EXPECT_THAT(table.out, HasSubstr("slowest/mean"));
+  EXPECT_THAT(table.out, HasSubstr("cost model of"));
+}
+
 TEST_F(Program, EnginePrintsATable) {
   const Outcome run = Run(Cat("engine --model ", Source("models/eight-languages-dense"),
                               " -p 4 -n 0 -b 1 -r 1 --weight-type f32 --kv-type bf16 --no-roofs"));
@@ -214,6 +243,12 @@ TEST_F(Program, CommandsRefuseBadUsageInOneSentence) {
       {Cat("engine --model ", model, " --placement diagonal"), "diagonal"},
       {Cat("engine --model ", model, " --output /nonexistent/x"), "/nonexistent/x"},
       {Cat("engine --model ", model, " --config ", folder_, "/bad.toml"), "repetition"},
+      {Cat("replay --model ", model), "--trace"},
+      {Cat("replay --trace /nonexistent --model ", model), "/nonexistent"},
+      {Cat("replay --trace ", text, " --model ", model), "held-out.txt"},
+      {Cat("replay --trace /nonexistent --model ", model, " --workers 0"), "--workers"},
+      {Cat("replay --trace /nonexistent --model ", model, " --calibrate 1"), "--calibrate is 1"},
+      {Cat("replay --trace /nonexistent --model ", model, " --kv-type bf16"), "--kv-type"},
       {"transport --rows 0", "--rows 0"},
       {"transport --rows 4000000000", "--rows 4000000000"},
       {"transport --hidden 0", "--hidden is 0"},

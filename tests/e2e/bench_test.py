@@ -1,4 +1,4 @@
-"""moe_bench engine and transport as MPI jobs: one rank measures and speaks, the others answer, and the same work is done
+"""moe_bench engine, replay and transport as MPI jobs: one rank measures and speaks, the others answer, and the same work is done
 as in one process."""
 
 import json
@@ -94,6 +94,33 @@ class EngineBenchTest(unittest.TestCase):
         run = bench("engine", "--help", ranks=3)
         self.assertEqual(run.returncode, 0)
         self.assertEqual(run.stdout.count("Examples:"), 1)
+
+
+class ReplayBenchTest(unittest.TestCase):
+
+    def test_a_trace_is_replayed_over_every_transport(self):
+        with tempfile.TemporaryDirectory(prefix="moe-e2e-") as folder:
+            trace = f"{folder}/some.moetrace"
+            run = bench("engine", "--model", serving.MOE, *TINY, "--trace", trace)
+            self.assertEqual(run.returncode, 0, run.stderr)
+            expected = None
+            for ranks, flags in ((0, ("--workers", 3)), (4, ()), (4, ("--transport", "grpc"))):
+                with self.subTest(ranks=ranks, flags=flags):
+                    run = bench("replay", "--trace", trace, "--model", serving.MOE, "--redundant-experts", 3, "--threads",
+                                1, "-r", 1, "--json", *flags, ranks=ranks)
+                    self.assertEqual((run.returncode, own_lines(run)), (0, []), run.stderr)
+                    (result,) = json.loads(run.stdout)["results"]
+                    self.assertEqual((result["workers"], result["ranks"]), (3, ranks or 1))
+                    self.assertGreater(result["prediction"]["predicted_step_seconds"]["mean"], 0)
+                    counts = [result[key] for key in ("steps", "rows", "worker_rows", "request_bytes", "reply_bytes")]
+                    expected = expected or counts
+                    self.assertEqual(counts, expected, "who computes what does not depend on the transport")
+
+    def test_workers_of_a_job_are_its_ranks(self):
+        run = bench("replay", "--trace", "/nonexistent", "--model", serving.MOE, "--workers", 2, ranks=3)
+        self.assertEqual(run.returncode, 2, run.stderr)
+        (line,) = own_lines(run)
+        self.assertIn("--workers 2", line)
 
 
 class TransportBenchTest(unittest.TestCase):

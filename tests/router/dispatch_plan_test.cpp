@@ -3,9 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <map>
 #include <random>
 #include <set>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -129,29 +129,54 @@ TEST_P(DispatchPlanTest, SourcePointsToThePairOfItsTokenAndExpert) {
   }
 }
 
-TEST_P(DispatchPlanTest, ReplicasShareAnExpertsTokensEvenly) {
+TEST_P(DispatchPlanTest, CountsAreOfWhatIsSent) {
   const Case& c = GetParam();
   const TopK topk(c, 3);
   plan_.Build(replicas_, {.sparse_index = 0, .ids = topk.id_view(), .weights = topk.weight_view()});
-  std::map<std::int32_t, std::map<std::size_t, std::size_t>> rows;  // by expert and worker
-  for (std::size_t w = 0; w < num_workers(); ++w)
-    for (const DispatchPair& pair : part(w).pairs) ++rows[placement_.layers[0].slots[w][pair.slot]][w];
+  for (std::size_t w = 0; w < num_workers(); ++w) EXPECT_EQ(plan_.worker_rows()[w], part(w).pairs.size());
   for (std::int32_t expert = 0; expert < c.experts; ++expert) {
-    std::size_t least = c.tokens;
-    std::size_t most = 0;
-    std::size_t sum = 0;
-    for (const ReplicaSlot& replica : replicas_.replicas(0, static_cast<std::size_t>(expert))) {
-      const std::size_t count = rows[expert][replica.worker.index()];
-      least = std::min(least, count);
-      most = std::max(most, count);
-      sum += count;
-    }
-    EXPECT_LE(most - least, 1u) << "expert " << expert;
     std::size_t tokens = 0;
     for (std::size_t i = 0; i < topk.ids.size(); ++i) tokens += topk.ids[i] == expert && topk.weights[i] != 0;
-    EXPECT_EQ(sum, tokens);
     EXPECT_EQ(plan_.expert_tokens()[static_cast<std::size_t>(expert)], static_cast<std::uint32_t>(tokens));
   }
+}
+
+TEST_P(DispatchPlanTest, TheFullestWorkerHasNoMoreRowsThanInTurns) {
+  const Case& c = GetParam();
+  for (std::uint64_t seed = 20; seed < 30; ++seed) {
+    const TopK topk(c, seed);
+    plan_.Build(replicas_, {.sparse_index = 0, .ids = topk.id_view(), .weights = topk.weight_view()});
+    std::vector<std::uint32_t> turns(static_cast<std::size_t>(c.experts));
+    std::vector<std::uint32_t> rows(num_workers());
+    for (std::size_t i = 0; i < topk.ids.size(); ++i) {
+      if (topk.weights[i] == 0) continue;
+      const auto expert = static_cast<std::size_t>(topk.ids[i]);
+      const std::span<const ReplicaSlot> choice = replicas_.replicas(0, expert);
+      ++rows[choice[turns[expert]++ % choice.size()].worker.index()];
+    }
+    EXPECT_LE(std::ranges::max(plan_.worker_rows()), std::ranges::max(rows));
+  }
+}
+
+TEST_P(DispatchPlanTest, PartsOfALayerAreBalancedTogether) {
+  const Case& c = GetParam();
+  const TopK topk(c, 4);
+  const std::size_t half = c.tokens / 2;
+  std::vector<std::size_t> pairs(num_workers());
+  for (const auto& [first, count] : {std::pair{std::size_t{0}, half}, std::pair{half, c.tokens - half}}) {
+    plan_.Build(replicas_, {.sparse_index = 0,
+                            .first_token = first,
+                            .ids = {topk.ids.data() + first * c.k, count, c.k},
+                            .weights = {topk.weights.data() + first * c.k, count, c.k}});
+    for (std::size_t w = 0; w < num_workers(); ++w) pairs[w] += part(w).pairs.size();
+  }
+  std::size_t wanted = 0;
+  for (std::size_t i = 0; i < topk.weights.size(); ++i) wanted += topk.weights[i] != 0;
+  for (std::size_t w = 0; w < num_workers(); ++w) {
+    EXPECT_EQ(plan_.worker_rows()[w], pairs[w]);
+    wanted -= pairs[w];
+  }
+  EXPECT_EQ(wanted, 0u);
 }
 
 TEST_P(DispatchPlanTest, APlanDependsOnItsStepAlone) {
