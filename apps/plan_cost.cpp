@@ -4,8 +4,8 @@
 #include "bench/plan/cost_report.h"
 #include "bench/plan/devices.h"
 #include "bench/plan/memory_plan.h"
-#include "bench/plan/units.h"
 #include "core/text.h"
+#include "core/units.h"
 
 namespace moe {
 namespace {

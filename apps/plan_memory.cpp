@@ -3,8 +3,8 @@
 #include "apps/plan_commands.h"
 #include "bench/plan/devices.h"
 #include "bench/plan/memory_report.h"
-#include "bench/plan/units.h"
 #include "core/machine.h"
+#include "core/units.h"
 #include "kernels/kernels.h"
 
 namespace moe {

@@ -4,8 +4,8 @@
 #include "apps/plan_commands.h"
 #include "bench/plan/memory_plan.h"
 #include "bench/plan/placement_report.h"
-#include "bench/plan/units.h"
 #include "core/replace_file.h"
+#include "core/units.h"
 #include "placement/loads_file.h"
 
 namespace moe {

@@ -4,8 +4,8 @@
 #include <chrono>
 #include <nlohmann/json.hpp>
 
-#include "bench/plan/units.h"
 #include "bench/table.h"
+#include "core/units.h"
 
 namespace moe {
 namespace {
