@@ -45,8 +45,12 @@ int Fail(int code, const std::string& sentence) {
 }
 
 int Print(const Result<std::string>& output) {
-  if (!output.ok())
-    return Fail(output.status().code() == StatusCode::kInternal ? kFailed : kBadUsage, output.status().message());
+  if (!output.ok()) {
+    const StatusCode code = output.status().code();
+    const bool usage = code == StatusCode::kInvalidArgument || code == StatusCode::kNotFound ||
+                       code == StatusCode::kResourceExhausted || code == StatusCode::kUnimplemented;
+    return Fail(usage ? kBadUsage : kFailed, output.status().message());
+  }
   const bool written = std::fputs(output->c_str(), stdout) >= 0 && std::fflush(stdout) == 0;
   return written ? 0 : Fail(kFailed, "the results could not be written to standard output");
 }
