@@ -1,19 +1,14 @@
 // moe_plan: counts parameters, plans memory, estimates cost, compares models, places experts; without a server. Flags
 // and wiring only; what they do is in bench/plan/.
-#include <algorithm>
+#include <CLI/CLI.hpp>
+#include <array>
 #include <cstdio>
-#include <filesystem>
 #include <string>
+#include <vector>
 
-#include "apps/plan_options.h"
-#include "bench/plan/compare_report.h"
-#include "bench/plan/cost_report.h"
-#include "bench/plan/memory_report.h"
-#include "bench/plan/models.h"
-#include "bench/plan/params_report.h"
-#include "bench/plan/placement_report.h"
-#include "core/replace_file.h"
-#include "placement/loads_file.h"
+#include "apps/plan_commands.h"
+#include "build_info.h"
+#include "core/text.h"
 
 namespace moe {
 namespace {
@@ -21,130 +16,65 @@ namespace {
 constexpr int kFailed = 1;
 constexpr int kBadUsage = 2;
 
-/// The text for stdout, or why there is none.
-using Output = Result<std::string>;
+constexpr const char* kExamples = R"(Examples:
+  moe_plan params mixtral-8x7b                     total, active and by part; --list names the built-in models
+  moe_plan memory deepseek-v3 --workers 16 --device h200-sxm --weight-type fp8
+  moe_plan cost gpt-oss-120b --device h100-sxm --batch 1,32,256 --price-per-hour 2.5
+  moe_plan compare mixtral-8x7b llama-2-70b        side by side
+  moe_plan placement --loads loads.json --workers 7 --slots 12
+A model is a built-in name, a folder with a config.json, or such a file; weights are not needed. Every flag can also be
+given in a TOML file (--config FILE, a section for each command) and in the environment (--max-step-tokens as
+MOE_MAX_STEP_TOKENS). Formulas and assumptions: docs/planner.md.
+Exit code: 0 done, 1 failed, 2 bad usage.)";
 
-void Warn(const NamedModel& model) {
-  for (const std::string& warning : model.config.warnings) std::fprintf(stderr, "moe_plan: %s\n", warning.c_str());
+std::string FirstLine(const std::string& text) { return text.substr(0, text.find('\n')); }
+
+std::string Explain(const CLI::App& app, const CLI::ParseError& error) {
+  if (dynamic_cast<const CLI::ConfigError*>(&error) != nullptr)
+    return Cat("--config: a key is unknown or wrong: ", FirstLine(error.what()));
+  // CLI11 would only say that a command is missing.
+  if (const std::vector<std::string> rest = app.remaining(); app.get_subcommands().empty() && !rest.empty())
+    return Cat("\"", rest.front(),
+               "\" is neither a command nor a flag (commands: params, memory, cost, compare, placement)");
+  return FirstLine(error.what()) + " (moe_plan --help shows what is known)";
 }
 
-Result<NamedModel> Open(const std::string& what) {
-  Result<NamedModel> model = OpenModel(what);
-  if (model.ok()) Warn(*model);
-  return model;
+int Fail(int code, const std::string& sentence) {
+  std::fprintf(stderr, "moe_plan: %s\n", sentence.c_str());
+  return code;
 }
 
-Output Params(const PlanOptions& options) {
-  if (options.list) return options.json ? ModelListJson() : ModelListText();
-  if (options.model.empty())
-    return InvalidArgument("params: a model is missing (a name of --list, a folder or a file)");
-  MOE_ASSIGN_OR_RETURN(const NamedModel model, Open(options.model));
-  const ParameterCount count = CountParameters(model.config);
-  return options.json ? ParamsJson(model, count) : ParamsText(model, count);
-}
-
-/// `asked`, or 4096 as far as the model's context goes.
-std::uint64_t Context(const PlanOptions& options, const ModelConfig& config) {
-  constexpr std::uint64_t kDefault = 4096;
-  if (options.context > 0) return options.context;
-  return config.context_length > 0 ? std::min(kDefault, static_cast<std::uint64_t>(config.context_length)) : kDefault;
-}
-
-Output Memory(const PlanOptions& options) {
-  MOE_ASSIGN_OR_RETURN(const NamedModel model, Open(options.model));
-  MemoryOptions memory = options.memory;
-  memory.kv.context = Context(options, model.config);
-  memory.kv.encoder_tokens = options.encoder_tokens > 0 ? options.encoder_tokens : memory.kv.context;
-  memory.kv.step_tokens = memory.step.max_step_tokens;
-  if (memory.kv.prefill_chunk == 0) memory.kv.prefill_chunk = memory.step.max_step_tokens;
-  MemoryReport report{.model = model, .options = memory, .device = options.device_name};
-  for (const std::string& type : options.weight_types) {
-    MOE_ASSIGN_OR_RETURN(WeightScheme scheme, MakeWeightScheme(type, model.config, options.attention_weight_type));
-    MOE_ASSIGN_OR_RETURN(MemoryPlan plan, PlanMemory(model.config, scheme, memory));
-    report.entries.push_back({std::move(scheme), std::move(plan)});
+int Print(const Result<std::string>& output) {
+  if (!output.ok()) {
+    const StatusCode code = output.status().code();
+    const bool usage = code == StatusCode::kInvalidArgument || code == StatusCode::kNotFound ||
+                       code == StatusCode::kResourceExhausted || code == StatusCode::kUnimplemented;
+    return Fail(usage ? kBadUsage : kFailed, output.status().message());
   }
-  return options.json ? MemoryJson(report) : MemoryText(report);
-}
-
-Output Cost(const PlanOptions& options) {
-  MOE_ASSIGN_OR_RETURN(const NamedModel model, Open(options.model));
-  CostOptions cost = options.cost;
-  cost.context = Context(options, model.config);
-  cost.encoder_tokens = options.encoder_tokens > 0 ? options.encoder_tokens : cost.context;
-  MOE_ASSIGN_OR_RETURN(const WeightScheme scheme,
-                       MakeWeightScheme(options.weight_type, model.config, options.attention_weight_type));
-  MOE_ASSIGN_OR_RETURN(std::vector<CostPoint> points, PlanCost(model.config, scheme, cost, options.batches));
-  const CostReport report{.model = model,
-                          .scheme = scheme,
-                          .options = cost,
-                          .device = options.device_name,
-                          .device_source = options.device_source,
-                          .points = std::move(points)};
-  return options.json ? CostJson(report) : CostText(report);
-}
-
-Output Compare(const PlanOptions& options) {
-  const CompareOptions compare{.weight_types = options.weight_types,
-                               .read_type = options.weight_type,
-                               .batches = options.batches,
-                               .kv_element_bytes = options.memory.kv.element_bytes,
-                               .attention_weight_type = options.attention_weight_type};
-  std::vector<ComparedModel> models;
-  for (const std::string& name : options.models) {
-    MOE_ASSIGN_OR_RETURN(const NamedModel model, Open(name));
-    MOE_ASSIGN_OR_RETURN(ComparedModel compared, CompareModel(model, compare));
-    models.push_back(std::move(compared));
-  }
-  return options.json ? CompareJson(models, compare) : CompareText(models, compare);
-}
-
-Status WritePlacement(const std::filesystem::path& path, const Placement& placement) {
-  if (ReplaceFile(path, PlacementJson(placement) + "\n")) return Status::Ok();
-  return Internal("--output ", path.string(), " could not be written");
-}
-
-Output PlaceExperts(const PlanOptions& options) {
-  PlacementProblem problem = options.placement;
-  MOE_ASSIGN_OR_RETURN(problem.loads, ReadLoadsFile(options.loads));
-  problem.num_experts = static_cast<int>(problem.loads.front().mean.size());
-  if (problem.slots == 0) problem.slots = problem.num_experts;
-  if (!options.current.empty()) {
-    MOE_ASSIGN_OR_RETURN(problem.current, ReadPlacementFile(options.current));
-  }
-  MOE_ASSIGN_OR_RETURN(const PlacementPlan plan, PlanPlacement(options.algorithm, problem));
-  if (!options.output.empty()) MOE_RETURN_IF_ERROR(WritePlacement(options.output, plan.placement));
-  return options.json ? PlacementPlanJson(plan, problem) : PlacementPlanText(plan, problem);
-}
-
-Output Run(const PlanOptions& options) {
-  switch (options.command) {
-    case PlanCommand::kParams: return Params(options);
-    case PlanCommand::kMemory: return Memory(options);
-    case PlanCommand::kCost: return Cost(options);
-    case PlanCommand::kCompare: return Compare(options);
-    case PlanCommand::kPlacement: return PlaceExperts(options);
-  }
-  return Internal("a command without an implementation");
+  const bool written = std::fputs(output->c_str(), stdout) >= 0 && std::fflush(stdout) == 0;
+  return written ? 0 : Fail(kFailed, "the results could not be written to standard output");
 }
 
 int Main(int argc, char** argv) {
-  const ParsedPlanOptions parsed = ParsePlanOptions(argc, argv);
-  if (!parsed.run) {
-    if (parsed.exit_code == 0) {
-      std::fputs(parsed.text.c_str(), stdout);
-    } else {
-      std::fprintf(stderr, "moe_plan: %s\n", parsed.text.c_str());
-    }
-    return parsed.exit_code;
+  CLI::App app("Counts parameters, plans memory and placements, estimates cost and compares models; without a server.",
+               "moe_plan");
+  app.footer(kExamples);
+  app.set_version_flag("--version", Cat("moe_plan ", kBuildVersion, " (", kBuildCommit, ")"));
+  app.set_config("--config", "", "TOML file with flags, a section for each command, for example [memory]");
+  app.allow_config_extras(CLI::config_extras_mode::error);
+  app.require_subcommand(1);
+  app.fallthrough();
+  const std::array commands = {AddParamsCommand(app), AddMemoryCommand(app), AddCostCommand(app),
+                               AddCompareCommand(app), AddPlacementCommand(app)};
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    // Help and version are no errors; CLI11 prints them on stdout.
+    return error.get_exit_code() == 0 ? app.exit(error) : Fail(kBadUsage, Explain(app, error));
   }
-  const Output output = Run(parsed.options);
-  if (!output.ok()) {
-    std::fprintf(stderr, "moe_plan: %s\n", output.status().message().c_str());
-    return output.status().code() == StatusCode::kInternal ? kFailed : kBadUsage;
-  }
-  const bool written = std::fputs(output->c_str(), stdout) >= 0 && std::fflush(stdout) == 0;
-  if (!written) std::fprintf(stderr, "moe_plan: the results could not be written to standard output\n");
-  return written ? 0 : kFailed;
+  for (const PlanCommand& command : commands)
+    if (command.app->parsed()) return Print(command.run());
+  return kBadUsage;
 }
 
 }  // namespace

@@ -71,6 +71,24 @@ void AddObservationOptions(FlagAdder& add, ServeOptions& o) {
                  "Seconds that they cover at most, while there are steps; 0: however long the steps take");
 }
 
+void AddRebalanceOptions(FlagAdder& add, ServeOptions& o) {
+  constexpr std::uint64_t kMostBandwidth = std::uint64_t{1} << 50;
+  add.AddChoice<RebalanceMode>(
+      "--rebalance", o.rebalance,
+      {{"off", RebalanceMode::kOff}, {"advise", RebalanceMode::kAdvise}, {"auto", RebalanceMode::kAuto}}, "off",
+      "advise: say now and then whether experts should move; auto: move them; off: only when Cluster.Rebalance asks");
+  add.AddSeconds("--rebalance-interval", o.rebalance_interval, "Seconds between two looks at the load")
+      ->check(CLI::Range(0.1, 1e6));
+  add.Add("--rebalance-gain", o.rebalance_gain, "Share of a mean step that moving must win")
+      ->check(CLI::Range(0.0, 1.0));
+  add.AddSeconds("--rebalance-horizon", o.rebalance_horizon,
+                 "Seconds that a load is trusted to last: by then moving must have been earned back");
+  add.AddSeconds("--rebalance-cooldown", o.rebalance_cooldown, "For auto: seconds from one move to the next at least");
+  add.Add("--migration-bandwidth", o.migration_bandwidth, "Bytes a second that experts move at; 64K, 100M, 2G …")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(std::uint64_t{1}, kMostBandwidth));
+}
+
 void AddFleetOptions(CLI::App& app, FlagAdder& add, ServeOptions& o) {
   if (o.role != ServeRole::kRouter) return;
   add.Add("--workers", o.workers,
@@ -110,10 +128,18 @@ constexpr std::array kOfRoutersAlone = {"--attention-weight-type",
                                         "--trace",
                                         "--trace-limit",
                                         "--load-window-steps",
-                                        "--load-window-seconds"};
+                                        "--load-window-seconds",
+                                        "--rebalance",
+                                        "--rebalance-interval",
+                                        "--rebalance-gain",
+                                        "--rebalance-horizon",
+                                        "--rebalance-cooldown",
+                                        "--migration-bandwidth"};
 
 /// Why the flags do not fit the role; empty when they do.
 std::string Misfit(const CLI::App& app, const ServeOptions& o) {
+  if (o.rebalance == RebalanceMode::kAuto)
+    return "--rebalance auto: this version cannot move experts while it serves; advise says when they should be";
   if (o.role == ServeRole::kJob) return "";
   if (o.transport != TransportChoice::kAuto && o.transport != TransportChoice::kGrpc)
     return "--transport: a router or a worker of a fleet speaks grpc";
@@ -160,6 +186,7 @@ ParsedServeOptions ParseServeOptions(int argc, char** argv) {
   AddAddressOptions(app, add, parsed.options);
   AddLimitOptions(add, parsed.options);
   AddObservationOptions(add, parsed.options);
+  AddRebalanceOptions(add, parsed.options);
   AddFleetOptions(app, add, options);
   AddTlsOptions(add, options.tls);
   add.Add("--log-level", parsed.options.log_level, "trace, debug, info, warning, error or off")

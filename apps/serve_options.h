@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "ranks/rank_setup.h"
+#include "router/balancer.h"
 #include "rpc/tls.h"
 
 namespace moe {
@@ -39,6 +40,12 @@ struct ServeOptions : RankOptions {
   std::uint64_t trace_limit = std::uint64_t{1} << 30;  // bytes of a trace that names no limit of its own
   std::size_t load_window_steps = 1024;
   std::chrono::milliseconds load_window_age{600'000};  // 0: no limit
+  RebalanceMode rebalance = RebalanceMode::kOff;
+  std::chrono::milliseconds rebalance_interval{30'000};
+  std::chrono::milliseconds rebalance_cooldown{300'000};
+  std::chrono::milliseconds rebalance_horizon{3'600'000};
+  double rebalance_gain = 0.05;
+  std::uint64_t migration_bandwidth = 100'000'000;  // bytes/s
   std::string log_level = "info";
 };
 

@@ -11,6 +11,7 @@
 #include <set>
 #include <thread>
 
+#include "apps/serve_balancer.h"
 #include "apps/signals.h"
 #include "core/machine.h"
 #include "kernels/kernels.h"
@@ -203,9 +204,11 @@ class RouterProcess {
                             .prefill_chunk = setup.options.prefill_chunk},
                  .max_queued = setup.options.max_queued,
                  .drain_timeout = setup.options.drain_timeout,
-                 .on_health = [&setup](const RoutingHealth::Change& change) { LogHealth(setup.config, change); }},
+                 .on_health = [&setup](const RoutingHealth::Change& change) { LogHealth(setup.config, change); },
+                 .cost_steps = setup.options.load_window_steps},
                 engine_.engine(), engine_.cache(), metrics_, fleet),
         trace_(MakeTraceSetup(setup, metrics_), engine_.engine(), router_),
+        balancer_(MakeBalancerOptions(setup, metrics_), router_),
         transport_name_(transport.name()),
         inference_(MakeInferenceSetup(setup, engine_.cache().capacity_tokens()), setup.config, router_, metrics_) {}
   ~RouterProcess() {
@@ -232,6 +235,7 @@ class RouterProcess {
   RouterEngine engine_;
   Router router_;
   TraceControl trace_;
+  Balancer balancer_;
   const std::string transport_name_;
   InferenceService inference_;
   std::unique_ptr<ClusterService> cluster_;
@@ -254,6 +258,8 @@ ClusterSetup RouterProcess::MakeClusterSetup(const std::string& address, std::fu
           .workers = engine_.workers(),
           .drain = std::move(drain),
           .trace = &trace_,
+          .balancer = &balancer_,
+          .bytes_per_expert = BytesPerExpert(setup_),
           .presence = fleet_ == nullptr ? std::function<std::vector<WorkerPresence>()>() : PresenceOf(*fleet_)};
 }
 
@@ -314,8 +320,10 @@ Status RouterProcess::Serve() {
   Status served;
   {
     const SignalWatcher watcher({.first = drain, .second = [this] { router_.StopNow(); }});
+    balancer_.Start();
     served = router_.Run();
   }
+  balancer_.Stop();
   server_->SetServing(false);
   std::this_thread::sleep_for(kReadingTime);
   server_->Shutdown(kShutdownTimeout);

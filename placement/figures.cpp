@@ -98,12 +98,16 @@ double JainIndex(std::span<const double> tokens) {
 double Gini(std::span<const double> tokens) {
   std::vector<double> ascending(tokens.begin(), tokens.end());
   std::sort(ascending.begin(), ascending.end());
-  const double n = static_cast<double>(ascending.size());
+  return GiniOfAscending(ascending);
+}
+
+double GiniOfAscending(std::span<const double> tokens) {
+  const double n = static_cast<double>(tokens.size());
   double weighted = 0;
   double sum = 0;
-  for (std::size_t i = 0; i < ascending.size(); ++i) {
-    weighted += (2 * static_cast<double>(i + 1) - n - 1) * ascending[i];
-    sum += ascending[i];
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    weighted += (2 * static_cast<double>(i + 1) - n - 1) * tokens[i];
+    sum += tokens[i];
   }
   return sum == 0 ? 0 : weighted / (n * sum);
 }

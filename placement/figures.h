@@ -18,6 +18,8 @@ double CoefficientOfVariation(std::span<const double> tokens);
 double JainIndex(std::span<const double> tokens);
 /// Σ (2i − n − 1) x₍ᵢ₎ / (n Σx), ascending.
 double Gini(std::span<const double> tokens);
+/// The same of what is ascending already; allocates nothing.
+double GiniOfAscending(std::span<const double> tokens);
 /// −Σ p ln p / ln n with p = tokens / sum; 1 is uniform, and the value for no tokens or a single expert.
 double NormalizedEntropy(std::span<const std::uint64_t> tokens);
 double NormalizedEntropy(std::span<const double> tokens);

@@ -1,6 +1,8 @@
 #include "placement/load_window.h"
 
 #include <algorithm>
+#include <array>
+#include <numeric>
 
 #include "core/check.h"
 
@@ -53,11 +55,40 @@ std::span<const std::uint64_t> LoadWindow::layer(std::size_t layer) const {
   return std::span(sum_).subspan(layer * experts_, experts_);
 }
 
+std::span<const std::uint64_t> LoadWindow::bucket(std::size_t bucket, std::size_t layer) const {
+  return std::span(buckets_).subspan(bucket * counts_ + layer * experts_, experts_);
+}
+
 double LoadWindow::seconds() const {
   TimePoint oldest = now_;
   for (std::size_t i = 0; i < kBuckets; ++i)
     if (bucket_steps_[i] > 0) oldest = std::min(oldest, bucket_begin_[i]);
   return Seconds(now_ - oldest);
+}
+
+std::vector<LayerLoad> LoadsOf(const LoadWindow& window, const std::vector<int>& layers) {
+  std::array<std::uint64_t, LoadWindow::kBuckets> rows{};
+  for (std::size_t b = 0; b < rows.size(); ++b) {
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      const std::span<const std::uint64_t> tokens = window.bucket(b, i);
+      rows[b] = std::accumulate(tokens.begin(), tokens.end(), rows[b]);
+    }
+  }
+  const std::uint64_t all = std::accumulate(rows.begin(), rows.end(), std::uint64_t{0});
+  const auto filled =
+      static_cast<std::uint64_t>(std::ranges::count_if(rows, [](std::uint64_t sum) { return sum > 0; }));
+  std::vector<LayerLoad> loads;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const std::span<const std::uint64_t> sum = window.layer(i);
+    LayerLoad& load =
+        loads.emplace_back(LayerLoad{.layer = layers[i], .mean = {sum.begin(), sum.end()}, .samples = {}});
+    for (std::size_t b = 0; b < rows.size(); ++b) {
+      if (rows[b] == 0 || 2 * rows[b] * filled < all) continue;
+      const std::span<const std::uint64_t> tokens = window.bucket(b, i);
+      load.samples.emplace_back(tokens.begin(), tokens.end());
+    }
+  }
+  return loads;
 }
 
 }  // namespace moe

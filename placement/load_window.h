@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/clock.h"
+#include "placement/placement_problem.h"
 
 namespace moe {
 
@@ -31,6 +32,8 @@ class LoadWindow {
   /// (experts) of one layer.
   std::span<const std::uint64_t> layer(std::size_t layer) const;
   std::size_t steps() const { return steps_; }  // that the window covers now
+  /// (experts) of one layer in one of the buckets; all zero in one without steps.
+  std::span<const std::uint64_t> bucket(std::size_t bucket, std::size_t layer) const;
   /// From the oldest bucket's first step to the last Advance.
   double seconds() const;
   /// Of a layer, since the beginning.
@@ -53,5 +56,9 @@ class LoadWindow {
   std::size_t steps_ = 0;
   TimePoint now_{};
 };
+
+/// The window's rows as the loads of the sparse layers with these absolute indices: the samples are its buckets, but
+/// for those with less than half as many rows as the buckets with any have on average.
+std::vector<LayerLoad> LoadsOf(const LoadWindow& window, const std::vector<int>& layers);
 
 }  // namespace moe

@@ -89,6 +89,16 @@ Status CheckPlacement(const Placement& placement, const PlacementShape& shape) {
   return Status::Ok();
 }
 
+int MostSlots(const Placement& placement) {
+  std::size_t most = 0;
+  for (const LayerPlacement& layer : placement.layers) {
+    std::size_t slots = 0;
+    for (const std::vector<int>& worker : layer.slots) slots += worker.size();
+    most = std::max(most, slots);
+  }
+  return static_cast<int>(most);
+}
+
 ReplicaTable::ReplicaTable(const Placement& placement, const WorkerMask& workers)
     : num_experts_(static_cast<std::size_t>(placement.num_experts)) {
   offsets_.push_back(0);

@@ -47,6 +47,9 @@ Result<Placement> RoundRobinPlacement(const PlacementShape& shape);
 /// slot, or twice on a worker. `shape.redundant_experts` is not looked at.
 Status CheckPlacement(const Placement& placement, const PlacementShape& shape);
 
+/// Slots of the layer that has the most, over all workers.
+int MostSlots(const Placement& placement);
+
 /// The JSON form (docs/placement-format.md), schema 1, and back; reading checks the form, not the shape.
 Result<Placement> ReadPlacementFile(const std::filesystem::path& path);
 std::string PlacementJson(const Placement& placement);

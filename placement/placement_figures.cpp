@@ -29,6 +29,11 @@ double SlowBalancedness(const LayerPlacement& layer, const LayerLoad& load, std:
   return values[(95 * values.size() + 99) / 100 - 1];
 }
 
+double SlowestTime(const LayerPlacement& layer, std::span<const double> load, std::span<const double> speeds) {
+  const std::vector<double> times = WorkerTimes(layer, load, speeds);
+  return *std::max_element(times.begin(), times.end());
+}
+
 }  // namespace
 
 std::vector<double> WorkerTimes(const LayerPlacement& layer, std::span<const double> load,
@@ -47,8 +52,7 @@ std::vector<double> WorkerTimes(const LayerPlacement& layer, std::span<const dou
 }
 
 double PlacedBalancedness(const LayerPlacement& layer, std::span<const double> load, std::span<const double> speeds) {
-  const std::vector<double> times = WorkerTimes(layer, load, speeds);
-  return BalancednessAt(*std::max_element(times.begin(), times.end()), load, speeds, static_cast<int>(times.size()));
+  return BalancednessAt(SlowestTime(layer, load, speeds), load, speeds, static_cast<int>(layer.slots.size()));
 }
 
 PlacementFigures FiguresOf(const Placement& placement, const PlacementProblem& problem) {
@@ -72,6 +76,22 @@ PlacementFigures FiguresOf(const Placement& placement, const PlacementProblem& p
   for (double* figure :
        {&sum.balancedness, &sum.slow_balancedness, &sum.imbalance, &sum.cv, &sum.jain, &sum.entropy, &sum.gini})
     *figure /= static_cast<double>(placement.layers.size());
+  return sum;
+}
+
+double SlowestTimes(const Placement& placement, const PlacementProblem& problem) {
+  double sum = 0;
+  for (std::size_t i = 0; i < placement.layers.size(); ++i) {
+    const LayerPlacement& layer = placement.layers[i];
+    const LayerLoad& load = problem.loads[i];
+    double slowest = 0;
+    double sampled = 0;
+    for (const std::vector<double>& sample : load.samples) {
+      slowest += SlowestTime(layer, sample, problem.worker_speeds);
+      sampled += Total(sample);
+    }
+    sum += sampled > 0 ? slowest * Total(load.mean) / sampled : SlowestTime(layer, load.mean, problem.worker_speeds);
+  }
   return sum;
 }
 

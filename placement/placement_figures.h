@@ -33,6 +33,11 @@ struct PlacementFigures {
 /// Of the mean load. `placement` has the problem's shape.
 PlacementFigures FiguresOf(const Placement& placement, const PlacementProblem& problem);
 
+/// What the slowest workers of all layers take together: Σ over layers of the largest WorkerTimes for the mean load.
+/// With samples, whose slowest workers need not be those of the mean: of the sum over the samples, scaled to the mean
+/// load.
+double SlowestTimes(const Placement& placement, const PlacementProblem& problem);
+
 /// The balancedness that no placement of the problem's slots can better (placement/placement_bound.h).
 double BestBalancedness(const PlacementProblem& problem);
 

@@ -1,7 +1,6 @@
 #include "placement/trace_loads.h"
 
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <system_error>
 #include <utility>
 
@@ -78,7 +77,5 @@ Result<TraceLoads> ReadTraceLoads(const std::filesystem::path& path, std::size_t
   if (loads.total.empty()) loads.total = NoLoads(loads.trace.header);
   return loads;
 }
-
-std::string LoadsJson(const LayerLoads& loads) { return nlohmann::json{{"layers", loads}}.dump(); }
 
 }  // namespace moe

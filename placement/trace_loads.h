@@ -6,7 +6,6 @@
 #include <filesystem>
 #include <functional>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "core/status.h"
@@ -39,8 +38,5 @@ struct TraceLoads {
 /// `window_steps` 0: no windows. Counts what was sent: a pair of weight 0 (a token over an expert's capacity) was not.
 /// RESOURCE_EXHAUSTED when the windows would have more than 2^28 counts.
 Result<TraceLoads> ReadTraceLoads(const std::filesystem::path& path, std::size_t window_steps = 0);
-
-/// {"layers": [[tokens of expert 0, …], …]}, what `--loads` reads.
-std::string LoadsJson(const LayerLoads& loads);
 
 }  // namespace moe

@@ -5,6 +5,7 @@
 
 #include "model/json.h"
 #include "placement/figures.h"
+#include "placement/load_window.h"
 #include "router/inference_messages.h"
 #include "rpc/status_mapping.h"
 
@@ -40,6 +41,7 @@ v1::ClusterState FixedState(const ClusterSetup& setup) {
   state.set_weight_type(setup.weight_type);
   state.set_routing(setup.routing);
   state.set_placement_generation(setup.placement.generation);
+  state.set_expert_bytes(setup.bytes_per_expert);
   WriteParameters(setup.parameters, *state.mutable_parameters());
   v1::RankState& router = *state.add_ranks();
   WriteRank(setup.router, setup.topology.router(), router);
@@ -76,6 +78,49 @@ void WriteLoad(const ModelConfig& config, const LoadWindow& window, const Routin
   }
   state.set_window_steps(window.steps());
   state.set_window_seconds(window.seconds());
+}
+
+void WriteParts(const ModelConfig& config, const LoadWindow& window, v1::ClusterState& state) {
+  const std::vector<LayerLoad> loads = LoadsOf(window, config.sparse_layers());
+  for (std::size_t i = 0; i < loads.size(); ++i)
+    for (const std::vector<double>& sample : loads[i].samples)
+      state.mutable_layers(static_cast<int>(i))->add_parts()->mutable_tokens()->Add(sample.begin(), sample.end());
+}
+
+void WriteCost(const StepCost& cost, v1::StepCost& message) {
+  message.set_steps(cost.steps);
+  message.set_step_seconds(cost.step_seconds);
+  message.set_exposed_seconds(cost.exposed_seconds);
+  message.set_worker_seconds(cost.worker_seconds);
+  message.set_row_seconds(cost.row_seconds);
+}
+
+void WriteCandidate(const CandidateVerdict& candidate, v1::PlacementCandidate& message) {
+  message.set_algorithm(std::string(Name(candidate.algorithm)));
+  message.set_balancedness(candidate.balancedness);
+  message.set_slowest_gain(candidate.slowest_gain);
+  message.set_gain(candidate.gain);
+  if (candidate.step_seconds) message.set_step_seconds(*candidate.step_seconds);
+  message.set_experts_moved(candidate.experts_moved);
+  message.set_bytes_moved(candidate.bytes_moved.value_or(0));
+  if (candidate.move_seconds) message.set_move_seconds(*candidate.move_seconds);
+  if (candidate.break_even_seconds) message.set_break_even_seconds(*candidate.break_even_seconds);
+  if (candidate.break_even_steps) message.set_break_even_steps(*candidate.break_even_steps);
+}
+
+void WriteVerdict(const BalanceAdvice& advice, v1::Verdict& message) {
+  const Verdict& verdict = advice.verdict;
+  message.set_rebalance(verdict.rebalance());
+  message.set_sentence(verdict.sentence);
+  message.set_reason(std::string(Name(verdict.reason)));
+  message.set_placement_generation(advice.generation);
+  message.set_window_steps(advice.window_steps);
+  message.set_window_seconds(advice.window_seconds);
+  message.set_balancedness(verdict.balancedness);
+  message.set_lower_bound_balancedness(verdict.lower_bound_balancedness);
+  if (verdict.step_seconds) message.set_step_seconds(*verdict.step_seconds);
+  if (const CandidateVerdict* best = verdict.best_candidate()) message.set_best(std::string(Name(best->algorithm)));
+  for (const CandidateVerdict& candidate : verdict.candidates) WriteCandidate(candidate, *message.add_candidates());
 }
 
 v1::TraceEnd EndOf(const TraceProgress& progress) {
@@ -122,7 +167,7 @@ class ClusterService::Impl final : public v1::Cluster::CallbackService {
   Impl(ClusterSetup setup, const ModelConfig& config, Router& router)
       : setup_(std::move(setup)), config_(config), router_(router), fixed_(FixedState(setup_)) {}
 
-  grpc::ServerUnaryReactor* GetCluster(grpc::CallbackServerContext* context, const v1::GetClusterRequest*,
+  grpc::ServerUnaryReactor* GetCluster(grpc::CallbackServerContext* context, const v1::GetClusterRequest* request,
                                        v1::ClusterState* response) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     *response = fixed_;
@@ -130,9 +175,13 @@ class ClusterService::Impl final : public v1::Cluster::CallbackService {
     response->set_draining(router_.draining());
     if (setup_.trace != nullptr)
       if (const auto progress = setup_.trace->progress()) WriteTrace(*progress, *response->mutable_trace());
+    if (setup_.balancer != nullptr)
+      if (const auto advice = setup_.balancer->last()) WriteVerdict(*advice, *response->mutable_verdict());
     // The load belongs to the engine thread, which fills it in between two steps.
-    const bool running = router_.OnEngineThread([this, reactor, response] {
+    const bool running = router_.OnEngineThread([this, reactor, response, parts = request->parts()] {
       WriteLoad(config_, router_.engine().load_window(), router_.health(), *response);
+      if (parts) WriteParts(config_, router_.engine().load_window(), *response);
+      WriteCost(router_.cost().Measured(), *response->mutable_cost());
       WriteTotals(*response);
       reactor->Finish(grpc::Status::OK);
     });
@@ -145,6 +194,20 @@ class ClusterService::Impl final : public v1::Cluster::CallbackService {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     WritePlacement(setup_.placement, *response);
     reactor->Finish(grpc::Status::OK);
+    return reactor;
+  }
+
+  grpc::ServerUnaryReactor* Rebalance(grpc::CallbackServerContext* context, const v1::RebalanceRequest* request,
+                                      v1::RebalanceResponse* response) override {
+    if (setup_.balancer == nullptr) return v1::Cluster::CallbackService::Rebalance(context, request, response);
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    setup_.balancer->Ask([reactor, response](const Result<BalanceAdvice>& advice) {
+      if (advice.ok()) {
+        WriteVerdict(*advice, *response->mutable_verdict());
+        if (!advice->placement.layers.empty()) WritePlacement(advice->placement, *response->mutable_placement());
+      }
+      reactor->Finish(ToGrpc(advice.status()));
+    });
     return reactor;
   }
 

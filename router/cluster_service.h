@@ -1,5 +1,5 @@
-// moe.v1.Cluster: who is there, who hosts what, what it carries; traces of who went where. This version answers
-// GetCluster, GetPlacement, StartTrace, StopTrace and Drain; the others are UNIMPLEMENTED.
+// moe.v1.Cluster: who is there, who hosts what, what it carries, whether experts should move; traces of who went where.
+// This version answers all but SetPlacement, which is UNIMPLEMENTED.
 #pragma once
 
 #include <functional>
@@ -12,6 +12,7 @@
 #include "model/dispatch_format.h"
 #include "model/parameter_count.h"
 #include "placement/placement.h"
+#include "router/balancer.h"
 #include "router/router.h"
 #include "router/trace_control.h"
 
@@ -40,6 +41,8 @@ struct ClusterSetup {
   std::vector<WorkerDescription> workers;  // by worker
   std::function<void()> drain;             // begins one
   TraceControl* trace = nullptr;           // null: traces are UNIMPLEMENTED
+  Balancer* balancer = nullptr;            // null: Rebalance is UNIMPLEMENTED
+  std::uint64_t bytes_per_expert = 0;      // in one layer, as workers hold it
   /// By worker, where workers come and go; by any thread. Empty: `workers` are up for as long as the router is.
   std::function<std::vector<WorkerPresence>()> presence;
 };

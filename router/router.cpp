@@ -19,7 +19,8 @@ Router::Router(Options options, Engine& engine, KvCache& cache, RouterMetrics& m
       recovery_(recovery),
       scheduler_(options_.limits, cache),
       health_(engine.config().sparse_layers().size(), static_cast<std::size_t>(engine.config().num_experts()),
-              engine.config().experts_per_token()) {}
+              engine.config().experts_per_token()),
+      cost_(options_.cost_steps) {}
 
 Status Router::Submit(std::vector<std::unique_ptr<Sequence>> batch) {
   const std::size_t count = batch.size();
@@ -167,6 +168,7 @@ Status Router::Step() {
   const TimePoint now = Clock::now();
   for (const Chunk& chunk : chunks) NoteToken(*chunk.sequence, now);
   metrics_.OnStep(engine_.report());
+  NoteCost(engine_.report());
   for (const Chunk& chunk : chunks) Publish(*chunk.sequence);
   RetireEnded();
   // Now and then, and before the router falls idle: then the figures stand for as long as nobody calls.
@@ -182,6 +184,12 @@ void Router::ShowWindow() {
   metrics_.OnWindow(engine_.load_window(), health_);
   if (!options_.on_health) return;
   for (const RoutingHealth::Change& change : changes) options_.on_health(change);
+}
+
+void Router::NoteCost(const StepReport& report) {
+  for (const WorkerStep& worker : report.workers)
+    if (worker.rows > 0) cost_.AddWorker(worker.rows, worker.busy_seconds);
+  cost_.EndStep(report.seconds, report.exchange.experts);
 }
 
 void Router::NoteToken(Sequence& sequence, TimePoint now) {

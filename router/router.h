@@ -13,6 +13,7 @@
 #include "core/status.h"
 #include "model/kv_cache.h"
 #include "placement/routing_health.h"
+#include "placement/step_cost.h"
 #include "router/engine.h"
 #include "router/router_metrics.h"
 #include "router/scheduler.h"
@@ -27,7 +28,8 @@ class Router {
     SchedulerLimits limits;
     std::size_t max_queued = 0;  // sequences waiting
     std::chrono::milliseconds drain_timeout{0};
-    std::function<void(const RoutingHealth::Change&)> on_health;  // may be empty; by the engine thread
+    std::function<void(const RoutingHealth::Change&)> on_health = {};  // may be empty; by the engine thread
+    std::size_t cost_steps = 1024;                                     // that what a step costs is measured over
   };
   /// Without `recovery`, a step that fails ends everything that was accepted, and the router.
   Router(Options options, Engine& engine, KvCache& cache, RouterMetrics& metrics, StepRecovery* recovery = nullptr);
@@ -55,6 +57,7 @@ class Router {
   const Engine& engine() const { return engine_; }
   const Scheduler& scheduler() const { return scheduler_; }
   const RoutingHealth& health() const { return health_; }
+  const StepCostMeter& cost() const { return cost_; }
 
  private:
   /// Moves what service threads left into the scheduler; waits for something when nothing runs. False to end.
@@ -63,6 +66,7 @@ class Router {
   Status Step();
   /// The engine's step, again where that helps. False when it does not: then the step's own sequences cannot go on.
   Result<bool> RunStep(std::span<const Chunk> chunks);
+  void NoteCost(const StepReport& report);
   /// Notes when a sequence's token came, before anybody hears of it.
   void NoteToken(Sequence& sequence, TimePoint now);
   /// Shows what a step brought for one sequence; whether it has ended is RetireEnded's business.
@@ -82,6 +86,7 @@ class Router {
   StepRecovery* const recovery_;
   Scheduler scheduler_;
   RoutingHealth health_;
+  StepCostMeter cost_;
   TimePoint window_published_{};
   std::size_t failed_ = 0;  // sequences that did not finish
   Status failure_;          // the first reason

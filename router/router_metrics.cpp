@@ -58,6 +58,11 @@ RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegi
       running_(r.AddGauge("moe_requests_running", "Sequences that hold KV pages.")),
       waiting_(r.AddGauge("moe_requests_waiting", "Sequences accepted and not running yet.")),
       kv_used_(r.AddGauge("moe_kv_tokens_used", "Token positions of the KV pages that running sequences hold.")),
+      placement_balancedness_(r.AddGauge(
+          "moe_placement_balancedness", "Mean over maximum of the workers' rows, mean over layers; of the last look.")),
+      rebalance_advised_(r.AddGauge("moe_rebalance_advised", "1 when the last verdict says that experts should move.")),
+      rebalance_gain_(r.AddGauge("moe_rebalance_gain_ratio",
+                                 "Share of a mean step that the best placement of the last verdict saves.")),
       step_seconds_(r.AddHistogram("moe_step_seconds", "Duration of an engine step.", StepBuckets())),
       batch_tokens_(r.AddHistogram("moe_batch_tokens", "Tokens of an engine step.", ExponentialBuckets(1, 2, 14))),
       queue_seconds_(r.AddHistogram("moe_request_queue_seconds", "From arrival to admission.", RequestBuckets())),
@@ -70,13 +75,15 @@ RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegi
       inter_token_seconds_(
           r.AddHistogram("moe_request_inter_token_seconds", "Between two tokens of a sequence.", RequestBuckets()),
           RequestBuckets()),
-      expert_sums_(num_experts_) {
+      expert_sums_(num_experts_),
+      loads_(num_experts_) {
   AddParameters(r, setup.parameters);
   r.AddGauge("moe_kv_tokens_capacity", "Token positions of all KV pages.")
       .Set(static_cast<double>(setup.kv_tokens_capacity));
   r.AddGauge("moe_routing_info", "1; what chooses the experts: the model's gate, or synthetic routing.",
              {{"routing", setup.routing}})
       .Set(1);
+  placement_balancedness_.Set(1);  // without load, as the figure's definition says
   r.AddGauge("moe_placement_generation", "Placement in force.").Set(static_cast<double>(setup.placement_generation));
   // Nothing migrates in this version; the series are there so that a dashboard shows zero and not a gap.
   for (const char* outcome : {"finished", "failed"})
@@ -91,13 +98,18 @@ RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegi
     const Labels labels = {{"layer", std::to_string(layer)}};
     layers_.push_back(
         {.balancedness = r.AddGauge("moe_layer_balancedness", "Mean over maximum of an expert's tokens.", labels),
+         .imbalance = r.AddGauge("moe_layer_imbalance", "(Maximum - mean) over mean of an expert's tokens.", labels),
+         .cv = r.AddGauge("moe_layer_cv", "Standard deviation over mean of an expert's tokens.", labels),
+         .jain = r.AddGauge("moe_layer_jain", "Jain's index of the experts' tokens.", labels),
          .entropy = r.AddGauge("moe_layer_entropy", "Normalised entropy of the experts' shares.", labels),
+         .gini = r.AddGauge("moe_layer_gini", "Gini coefficient of the experts' tokens.", labels),
          .dead = r.AddGauge("moe_layer_dead_experts", "Experts without a token in the window.", labels),
          .collapsed = r.AddGauge("moe_layer_collapsed", "1 when routing uses a small part of the experts.", labels),
          .dead_alarm = r.AddGauge("moe_layer_dead_experts_alarm", "Dead experts, held until they surely live.", labels),
          .collapsed_alarm =
              r.AddGauge("moe_layer_collapsed_alarm", "1 when a layer collapsed, held until that is over.", labels)});
     layers_.back().balancedness.Set(1);  // without load, as the figures' definitions say
+    layers_.back().jain.Set(1);
     layers_.back().entropy.Set(1);
     if (experts == nullptr) continue;
     for (std::size_t e = 0; e < num_experts_; ++e)
@@ -153,13 +165,26 @@ void RouterMetrics::OnWindow(const LoadWindow& window, const RoutingHealth& heal
   window_seconds_.Set(window.seconds());
   for (std::size_t i = 0; i < layers_.size(); ++i) {
     const std::span<const std::uint64_t> tokens = window.layer(i);
+    loads_.assign(tokens.begin(), tokens.end());
     layers_[i].balancedness.Set(Balancedness(tokens));
+    layers_[i].imbalance.Set(Imbalance(loads_));
+    layers_[i].cv.Set(CoefficientOfVariation(loads_));
+    layers_[i].jain.Set(JainIndex(loads_));
     layers_[i].entropy.Set(NormalizedEntropy(tokens));
+    std::ranges::sort(loads_);
+    layers_[i].gini.Set(GiniOfAscending(loads_));
     layers_[i].dead.Set(DeadExperts(tokens));
     layers_[i].collapsed.Set(Collapsed(tokens, experts_per_token_) ? 1 : 0);
     layers_[i].dead_alarm.Set(health.dead_experts(i));
     layers_[i].collapsed_alarm.Set(health.collapsed(i) ? 1 : 0);
   }
+}
+
+void RouterMetrics::OnVerdict(const Verdict& verdict) const {
+  placement_balancedness_.Set(verdict.balancedness);
+  rebalance_advised_.Set(verdict.rebalance() ? 1 : 0);
+  const CandidateVerdict* best = verdict.best_candidate();
+  rebalance_gain_.Set(best == nullptr ? 0 : best->gain);
 }
 
 void RouterMetrics::OnTraced(std::uint64_t steps, std::uint64_t dropped, std::uint64_t bytes) const {

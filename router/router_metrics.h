@@ -11,6 +11,7 @@
 #include "model/parameter_count.h"
 #include "placement/load_window.h"
 #include "placement/routing_health.h"
+#include "placement/verdict.h"
 #include "router/engine.h"
 #include "router/expert_exchange.h"
 #include "router/sequence.h"
@@ -57,6 +58,9 @@ class RouterMetrics final : public ExchangeObserver {
   void OnTraceEnded() const { trace_recording_.Set(0); }
   void OnTraced(std::uint64_t steps, std::uint64_t dropped, std::uint64_t bytes) const;
 
+  // By the balancer's thread.
+  void OnVerdict(const Verdict& verdict) const;
+
   // By service threads.
   void OnRejected(std::size_t sequences) const;
   void OnTokensSent(std::size_t tokens) const { generated_tokens_.Add(static_cast<double>(tokens)); }
@@ -64,7 +68,7 @@ class RouterMetrics final : public ExchangeObserver {
 
  private:
   struct LayerGauges {
-    Gauge balancedness, entropy, dead, collapsed, dead_alarm, collapsed_alarm;
+    Gauge balancedness, imbalance, cv, jain, entropy, gini, dead, collapsed, dead_alarm, collapsed_alarm;
   };
   struct RankSeries {
     Counter rows, busy, returns;
@@ -80,6 +84,7 @@ class RouterMetrics final : public ExchangeObserver {
   Counter trace_steps_, trace_dropped_, trace_bytes_;
   Gauge trace_recording_, window_steps_, window_seconds_;
   Gauge running_, waiting_, kv_used_;
+  Gauge placement_balancedness_, rebalance_advised_, rebalance_gain_;
   Histogram step_seconds_, batch_tokens_;
   Histogram queue_seconds_, first_token_seconds_, per_token_seconds_, e2e_seconds_;
   HistogramBatch inter_token_seconds_;
@@ -89,6 +94,7 @@ class RouterMetrics final : public ExchangeObserver {
   std::vector<LayerGauges> layers_;           // by sparse layer
   std::vector<RankSeries> ranks_;             // by worker
   std::vector<std::uint64_t> expert_sums_;    // scratch of a step, by expert
+  std::vector<double> loads_;                 // scratch of a layer's figures, by expert
 };
 
 }  // namespace moe

@@ -5,8 +5,8 @@
 #include "bench/plan/cost_plan.h"
 #include "bench/plan/kv_storage.h"
 #include "bench/plan/memory_plan.h"
-#include "bench/plan/units.h"
 #include "bench/table.h"
+#include "core/units.h"
 
 namespace moe {
 namespace {

@@ -2,8 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "bench/plan/units.h"
 #include "bench/table.h"
+#include "core/units.h"
 #include "model/parameter_count.h"
 
 namespace moe {

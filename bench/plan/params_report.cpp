@@ -3,8 +3,8 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "bench/plan/units.h"
 #include "bench/table.h"
+#include "core/units.h"
 
 namespace moe {
 namespace {

@@ -159,6 +159,53 @@ TEST_F(PlanProgram, PlacesExpertsByTheirLoads) {
   EXPECT_THAT(Run(flags).out, HasSubstr("balancedness"));
 }
 
+TEST_F(PlanProgram, SaysWhetherExpertsShouldMove) {
+  // Of 100 steps; linear gives the first of two workers three quarters of the rows.
+  std::ofstream(folder_ + "/loads.json") << R"({"layers": [[3000, 3000, 1000, 1000]]})";
+  const std::string flags = "placement --loads loads.json --workers 2";
+  const json loads_alone = Json(flags)["verdict"];
+  EXPECT_EQ(loads_alone["rebalance"], true);
+  EXPECT_EQ(loads_alone["reason"], "pays");
+  EXPECT_EQ(loads_alone["step_seconds"], nullptr);
+  EXPECT_EQ(loads_alone["cost"], nullptr);
+  EXPECT_THAT(loads_alone["sentence"].get<std::string>(), testing::StartsWith("Yes, as far as loads can tell:"));
+
+  const std::string cost = " --steps 100 --step-seconds 0.02 --exposed-seconds 0.012 --row-seconds 0.0002";
+  const json verdict = Json(flags + cost + " --bytes-per-expert 10MB --migration-bandwidth 5MB/s")["verdict"];
+  EXPECT_EQ(verdict["rebalance"], true);
+  EXPECT_EQ(verdict["balancedness"], 4000.0 / 6000);
+  ASSERT_EQ(verdict["candidates"].size(), 4u);
+  EXPECT_EQ(verdict["candidates"][0]["algorithm"], "linear");
+  EXPECT_EQ(verdict["candidates"][0]["gain"], 0);
+  const json& best = verdict["candidates"][3];
+  EXPECT_EQ(verdict["best"], "auto");
+  EXPECT_EQ(best["algorithm"], "auto");
+  EXPECT_EQ(best["experts_moved"], 2);
+  EXPECT_EQ(best["bytes_moved"], 20'000'000);
+  EXPECT_EQ(best["move_seconds"], 4);
+  // The 60 rows of a step that set the pace take 12 ms, all of which is waited for; 20 of them go.
+  EXPECT_NEAR(best["step_seconds"], 0.016, 1e-9);
+  EXPECT_NEAR(best["gain"], 0.2, 1e-9);
+  EXPECT_NEAR(best["break_even_seconds"], 4 + 0.05 * 4 / 0.004 * 0.016, 1e-9);
+  EXPECT_EQ(verdict["cost"]["row_seconds"], 0.0002);
+  EXPECT_EQ(Json(flags + cost + " --least-gain 0.3")["verdict"]["reason"], "little_gain");
+  EXPECT_EQ(Json(flags + cost + " --bytes-per-expert 10MB --horizon 0.1")["verdict"]["reason"], "too_expensive");
+
+  std::ofstream(folder_ + "/now.json")
+      << R"({"schema": 1, "num_experts": 4, "workers": 2, "layers": [{"layer": 0, "slots": [[0, 2], [1, 3]]}]})";
+  const json balanced = Json(flags + cost + " --current now.json")["verdict"];
+  EXPECT_EQ(balanced["rebalance"], false);
+  EXPECT_EQ(balanced["balancedness"], 1);
+  const Outcome text = Run(flags + cost);
+  EXPECT_THAT(text.out, HasSubstr("Should I rebalance? Yes: "));
+}
+
+TEST_F(PlanProgram, AServerThatIsNotThereIsExitCodeOne) {
+  const Outcome run = Run("placement --server 127.0.0.1:1 --server-timeout 0.2");
+  EXPECT_EQ(run.exit_code, 1);
+  EXPECT_THAT(run.err, HasSubstr("--server 127.0.0.1:1"));
+}
+
 TEST_F(PlanProgram, BadUsageIsExitCodeTwoAndOneSentence) {
   std::ofstream(folder_ + "/bad.toml") << "[memory]\nbach = 3\n";
   std::ofstream(folder_ + "/two.json") << R"({"layers": [[3, 4]]})";
@@ -197,7 +244,18 @@ TEST_F(PlanProgram, BadUsageIsExitCodeTwoAndOneSentence) {
       {"cost mixtral-8x7b --device h100-sxm --efficiency 0", "efficiency 0"},
       {"cost mixtral-8x7b --device h100-sxm --devices 2 --workers 2", "exclude each other"},
       {"cost mixtral-8x7b --device h100-sxm --network 1GB/s", "--workers"},
-      {"placement --workers 2", "--loads FILE is missing"},
+      {"placement --workers 2", "one of --loads FILE, --trace FILE and --server ADDR is missing"},
+      {"placement --workers 2 --loads two.json --server 127.0.0.1:1", "only one of --loads FILE"},
+      {"placement --workers 2 --trace two.json", "two.json"},
+      {"placement --workers 2 --trace nowhere.moetrace", "nowhere.moetrace"},
+      {"placement --loads two.json --workers 2 --row-seconds 1e-4", "need --step-seconds"},
+      {"placement --loads two.json --workers 2 --step-seconds 1", "needs --row-seconds and --exposed-seconds"},
+      {"placement --loads two.json --workers 2 --step-seconds 1 --row-seconds 1e-4 --exposed-seconds 0.5", "--steps"},
+      {"placement --loads two.json --workers 2 --steps 9 --step-seconds 1 --row-seconds 1 --exposed-seconds 2",
+       "--exposed-seconds 2"},
+      {"placement --trace two.json --workers 2 --steps 9", "--steps is for --loads"},
+      {"placement --loads two.json --workers 2 --migration-bandwidth fast", "--migration-bandwidth: \"fast\""},
+      {"placement --loads two.json --workers 2 --least-gain 2", "--least-gain"},
       {"placement --loads two.json", "--workers is missing"},
       {"placement --loads nowhere.json --workers 2", "nowhere.json"},
       {"placement --loads bad.toml --workers 2", "bad.toml"},

@@ -116,5 +116,25 @@ TEST(LoadWindow, WithoutAnAgeNothingIsTooOld) {
   EXPECT_EQ(window.seconds(), 7200);
 }
 
+TEST(LoadWindow, ItsBucketsAreTheSamplesOfItsLoads) {
+  LoadWindow window(2, 3, 32);  // two steps a bucket
+  for (std::uint64_t step = 0; step < 5; ++step) {
+    window.Advance({});
+    window.Add(0, step % 3, 10);
+    window.Add(1, 2, step == 4 ? 1 : 20);
+    window.EndStep();
+  }
+  const std::vector<LayerLoad> loads = LoadsOf(window, {4, 7});
+  ASSERT_EQ(loads.size(), 2u);
+  EXPECT_EQ(loads[0].layer, 4);
+  EXPECT_EQ(loads[1].layer, 7);
+  EXPECT_EQ(loads[0].mean, (std::vector<double>{20, 20, 10}));
+  EXPECT_EQ(loads[1].mean, (std::vector<double>{0, 0, 81}));
+  // The one being filled has 11 rows, those before 60 each.
+  EXPECT_EQ(loads[0].samples, (std::vector<std::vector<double>>{{10, 10, 0}, {10, 0, 10}}));
+  EXPECT_EQ(loads[1].samples, (std::vector<std::vector<double>>{{0, 0, 40}, {0, 0, 40}}));
+  EXPECT_TRUE(LoadsOf(LoadWindow(2, 3, 32), {4, 7})[0].samples.empty());
+}
+
 }  // namespace
 }  // namespace moe

@@ -110,6 +110,47 @@ TEST(ClusterCalls, GetPlacementIsThePlacementInForce) {
   }
 }
 
+TEST(ClusterCalls, GetClusterShowsWhatAStepCosts) {
+  ServiceHarness harness({.engine = {.workers = 2}});
+  EXPECT_EQ(GetCluster(harness).cost().steps(), 0);
+  ASSERT_TRUE(Generate(harness.inference(), GenerateBatch({{1, 2, 3}, {4}}, 20)).status.ok());
+  grpc::ClientContext context;
+  v1::GetClusterRequest request;
+  request.set_parts(true);
+  v1::ClusterState state;
+  ASSERT_TRUE(harness.cluster().GetCluster(&context, request, &state).ok());
+  EXPECT_NEAR(state.cost().steps(), 20, 1);
+  EXPECT_GT(state.cost().step_seconds(), 0);
+  EXPECT_GT(state.cost().row_seconds(), 0);
+  EXPECT_LE(state.cost().exposed_seconds(), state.cost().step_seconds());
+  EXPECT_EQ(state.expert_bytes(), 7392u);
+  ASSERT_GE(state.layers(2).parts_size(), 2);
+  EXPECT_EQ(state.layers(2).parts(0).tokens_size(), 6);
+  EXPECT_EQ(GetCluster(harness).layers(2).parts_size(), 0) << "only when asked for";
+}
+
+TEST(ClusterCalls, RebalanceGivesItsVerdict) {
+  ServiceHarness harness({.engine = {.workers = 2, .routing = "zipf:1.2"}});
+  ASSERT_TRUE(Generate(harness.inference(), GenerateBatch({{1}, {2}, {3}, {4}, {5}, {6}, {7}, {8}}, 60)).status.ok());
+  EXPECT_FALSE(GetCluster(harness).has_verdict()) << "nobody asked";
+  grpc::ClientContext context;
+  v1::RebalanceResponse response;
+  ASSERT_TRUE(harness.cluster().Rebalance(&context, {}, &response).ok());
+  const v1::Verdict& verdict = response.verdict();
+  EXPECT_EQ(verdict.placement_generation(), 1u);
+  EXPECT_GT(verdict.window_steps(), 32u);
+  EXPECT_NE(verdict.sentence(), "");
+  EXPECT_LT(verdict.balancedness(), 1);
+  EXPECT_TRUE(verdict.has_step_seconds());
+  ASSERT_EQ(verdict.candidates_size(), 4);
+  EXPECT_EQ(verdict.candidates(0).algorithm(), "linear");
+  EXPECT_EQ(verdict.candidates(0).experts_moved(), 0u);
+  EXPECT_EQ(verdict.candidates(3).bytes_moved(), verdict.candidates(3).experts_moved() * 7392);
+  EXPECT_EQ(response.placement().generation(), 2u);
+  EXPECT_EQ(response.placement().layers_size(), 3);
+  EXPECT_EQ(GetCluster(harness).verdict().sentence(), verdict.sentence());
+}
+
 TEST(ClusterCalls, DrainBeginsOneAndReturnsAtOnce) {
   ServiceHarness harness({.engine = {.kv_pages = 800}});
   grpc::ClientContext stream_context;
@@ -140,11 +181,9 @@ TEST(ClusterCalls, WhatThisVersionLacksIsUnimplemented) {
     return call(context).error_code();
   };
   v1::Cluster::Stub& stub = harness.cluster();
-  v1::RebalanceResponse rebalance;
   v1::SetPlacementResponse placement;
   v1::StartTraceResponse start;
   v1::StopTraceResponse stop;
-  EXPECT_EQ(code([&](auto& context) { return stub.Rebalance(&context, {}, &rebalance); }), StatusCode::UNIMPLEMENTED);
   EXPECT_EQ(code([&](auto& context) { return stub.SetPlacement(&context, {}, &placement); }),
             StatusCode::UNIMPLEMENTED);
   EXPECT_EQ(code([&](auto& context) { return stub.StartTrace(&context, {}, &start); }), StatusCode::UNIMPLEMENTED);

@@ -22,7 +22,7 @@ InferenceSetup MakeInferenceSetup(const ServiceOptions& options, EngineHarness& 
           .max_message_bytes = static_cast<std::uint64_t>(options.max_receive_bytes)};
 }
 
-ClusterSetup MakeClusterSetup(const ServiceOptions& options, EngineHarness& engine) {
+ClusterSetup MakeClusterSetup(const ServiceOptions& options, EngineHarness& engine, Balancer& balancer) {
   ClusterSetup setup{.topology = {.workers = options.engine.workers, .embedded = options.engine.embedded},
                      .transport = "inprocess",
                      .backend = "cpu",
@@ -30,7 +30,9 @@ ClusterSetup MakeClusterSetup(const ServiceOptions& options, EngineHarness& engi
                      .parameters = engine.parameters(),
                      .placement = engine.placement(),
                      .router = {.host = "router-host", .pid = 11, .device = "cpu", .parameters = 5, .weight_bytes = 20},
-                     .drain = [&engine] { engine.router().Drain(); }};
+                     .drain = [&engine] { engine.router().Drain(); },
+                     .balancer = &balancer,
+                     .bytes_per_expert = 7392};
   for (int w = 0; w < options.engine.workers; ++w)
     setup.workers.push_back({.host = Cat("worker-host-", w),
                              .pid = static_cast<std::uint64_t>(100 + w),
@@ -44,7 +46,11 @@ ClusterSetup MakeClusterSetup(const ServiceOptions& options, EngineHarness& engi
 
 ServiceHarness::ServiceHarness(ServiceOptions options) : engine_(options.engine) {
   inference_.emplace(MakeInferenceSetup(options, engine_), engine_.config(), engine_.router(), engine_.metrics());
-  cluster_.emplace(MakeClusterSetup(options, engine_), engine_.config(), engine_.router());
+  balancer_.emplace(Balancer::Options{.slots = engine_.config().num_experts(),
+                                      .bytes_per_expert = 7392,
+                                      .in_force = [this] { return engine_.placement(); }},
+                    engine_.router());
+  cluster_.emplace(MakeClusterSetup(options, engine_, *balancer_), engine_.config(), engine_.router());
   const std::array<grpc::Service*, 2> services = {inference_->service(), cluster_->service()};
   Result<std::unique_ptr<RpcServer>> server =
       RpcServer::Start({.listen = "127.0.0.1:0", .max_receive_bytes = options.max_receive_bytes}, services);
@@ -57,6 +63,7 @@ ServiceHarness::ServiceHarness(ServiceOptions options) : engine_(options.engine)
   inference_stub_ = v1::Inference::NewStub(channel);
   cluster_stub_ = v1::Cluster::NewStub(channel);
   engine_.Start();
+  balancer_->Start();
 }
 
 ServiceHarness::~ServiceHarness() {

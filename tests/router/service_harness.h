@@ -45,6 +45,7 @@ class ServiceHarness {
 
  private:
   EngineHarness engine_;
+  std::optional<Balancer> balancer_;
   std::optional<InferenceService> inference_;
   std::optional<ClusterService> cluster_;
   std::unique_ptr<RpcServer> server_;

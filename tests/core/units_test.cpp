@@ -2,7 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "bench/plan/units.h"
+#include "core/text.h"
+#include "core/units.h"
 
 namespace moe {
 namespace {

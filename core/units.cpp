@@ -1,16 +1,23 @@
-#include "bench/plan/units.h"
+#include "core/units.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
 #include <optional>
 #include <span>
 
-#include "bench/table.h"
-#include "model/json.h"
+#include "core/text.h"
 
 namespace moe {
 namespace {
+
+// As printf writes it, whatever the locale.
+std::string Written(double value, std::chars_format form, int precision) {
+  std::array<char, 400> text{};  // the largest double has 309 digits before the point
+  const auto [end, error] = std::to_chars(text.data(), text.data() + text.size(), value, form, precision);
+  return error == std::errc() ? std::string(text.data(), end) : "?";
+}
 
 std::string WithUnit(double value, double step, std::span<const std::string_view> units) {
   std::size_t unit = 0;
@@ -18,7 +25,7 @@ std::string WithUnit(double value, double step, std::span<const std::string_view
     value /= step;
     ++unit;
   }
-  return Cat(Format("%.*f", unit == 0 ? 0 : 2, value), units[unit].empty() ? "" : " ", units[unit]);
+  return Cat(Written(value, std::chars_format::fixed, unit == 0 ? 0 : 2), units[unit].empty() ? "" : " ", units[unit]);
 }
 
 struct Unit {
@@ -94,15 +101,15 @@ std::string ShortBytes(double bytes) {
 }
 
 std::string Significant(double value, int digits) {
-  if (value == 0 || !std::isfinite(value)) return Format("%.*g", digits, value);
+  if (value == 0 || !std::isfinite(value)) return Written(value, std::chars_format::general, digits);
   const int magnitude = static_cast<int>(std::floor(std::log10(std::abs(value))));
-  if (magnitude < -3 || magnitude >= 7) return Format("%.*g", digits, value);
-  return Format("%.*f", std::max(0, digits - 1 - magnitude), value);
+  if (magnitude < -3 || magnitude >= 7) return Written(value, std::chars_format::general, digits);
+  return Written(value, std::chars_format::fixed, std::max(0, digits - 1 - magnitude));
 }
 
 Result<std::uint64_t> ParseBytes(std::string_view text) {
   const std::optional<double> bytes = BytesAmount(text);
-  if (!bytes) return InvalidArgument("\"", Printable(text), "\" is not ", kByteForms);
+  if (!bytes) return InvalidArgument("\"", text, "\" is not ", kByteForms);
   return static_cast<std::uint64_t>(*bytes);
 }
 
@@ -110,7 +117,7 @@ Result<double> ParseBandwidth(std::string_view text) {
   std::string_view amount = Trimmed(text);
   if (amount.ends_with("/s")) amount.remove_suffix(2);
   const std::optional<double> bytes = BytesAmount(amount);
-  if (!bytes) return InvalidArgument("\"", Printable(text), "\" is not a rate like 3.35TB/s or 400GiB/s");
+  if (!bytes) return InvalidArgument("\"", text, "\" is not a rate like 3.35TB/s or 400GiB/s");
   return *bytes;
 }
 
@@ -119,7 +126,7 @@ Result<double> ParseFlops(std::string_view text) {
   for (const std::string_view unit : {"FLOPS", "FLOP/s"})
     if (amount.ends_with(unit)) amount.remove_suffix(unit.size());
   const std::optional<double> flops = ParseAmount(amount, kFlopUnits);
-  if (!flops) return InvalidArgument("\"", Printable(text), "\" is not a rate like 989T, 989TFLOPS or 1e12");
+  if (!flops) return InvalidArgument("\"", text, "\" is not a rate like 989T, 989TFLOPS or 1e12");
   return *flops;
 }
 

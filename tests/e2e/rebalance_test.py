@@ -1,0 +1,95 @@
+"""Should experts move? What a server, its metrics, its log and moe_plan say, of one load."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import tempfile
+
+import serving
+
+SKEWED = ("--routing", "zipf:1.2")
+
+
+def windows(count: int, length: int = 200) -> list[list[int]]:
+    text = (serving.MODELS / "held-out.txt").read_bytes()
+    return [list(text[i * length:(i + 1) * length]) for i in range(count)]
+
+
+def plan(*arguments) -> dict:
+    done = subprocess.run([serving.BIN_DIR / "moe_plan", "placement", *map(str, arguments), "--json"],
+                          stdout=subprocess.PIPE, check=True, text=True, env=serving.clean_environment())
+    return json.loads(done.stdout)
+
+
+class RebalanceTest(serving.ServingTest):
+
+    def test_a_server_advises_and_a_plan_agrees(self):
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="moe-e2e-rebalance-"))
+        self.addCleanup(shutil.rmtree, folder)
+        trace = folder / "skewed.moetrace"
+        with serving.running(serving.MOE, 3, *SKEWED, "--rebalance", "advise", "--rebalance-interval", "0.2",
+                             "--trace", trace) as server:
+            self.assertFalse(server.get_cluster().HasField("verdict"), "before the first look")
+            for _ in range(5):
+                server.score(windows(8))
+            server.wait_until_idle()
+
+            # Nothing has come since, so that from the next look on all of them see the same window.
+            def settled():
+                verdict = server.get_cluster().verdict
+                return verdict if verdict.window_steps == server.get_cluster().window_steps else None
+            verdict = serving.wait_until(settled, "a verdict on all steps")
+            self.assertNotIn(verdict.reason, ("", "few_rows", "one_worker", "no_experts"))
+            self.assertEqual(verdict.rebalance, verdict.reason == "pays")
+            self.assertRegex(verdict.sentence, "^(Yes|No)")
+            self.assertLess(verdict.balancedness, 0.95)
+            self.assertGreater(verdict.step_seconds, 0)
+            ours = {candidate.algorithm: candidate for candidate in verdict.candidates}["auto"]
+            self.assertGreater(ours.balancedness, verdict.balancedness)
+            self.assertGreater(ours.slowest_gain, 0.02)
+            self.assertGreater(ours.experts_moved, 0)
+            self.assertIn(verdict.sentence.split(":")[0], server.log())
+            self.assertIn("should experts move?", server.log())
+
+            asked = server.cluster.Rebalance(serving.pb.RebalanceRequest(), timeout=serving.CALL_SECONDS)
+            self.assertEqual(asked.verdict.balancedness, verdict.balancedness)
+            self.assertEqual(asked.placement.generation, verdict.placement_generation + 1)
+            metrics = server.metrics()
+            self.assertAlmostEqual(metrics.get("moe_placement_balancedness"), verdict.balancedness)
+            self.assertEqual(metrics.get("moe_rebalance_advised"), float(asked.verdict.rebalance))
+            best = {candidate.algorithm: candidate for candidate in asked.verdict.candidates}[asked.verdict.best]
+            self.assertAlmostEqual(metrics.get("moe_rebalance_gain_ratio"), best.gain, places=3)
+
+            planned = plan("--server", server.address)
+            self.assertAlmostEqual(planned["figures"]["balancedness_before"], verdict.balancedness)
+            self.assertEqual(planned["workers"], 2)
+            self.assertEqual(planned["verdict"]["reason"], asked.verdict.reason)
+            self.assertGreater(planned["verdict"]["cost"]["row_seconds"], 0)
+            self.assertEqual([candidate["experts_moved"] for candidate in planned["verdict"]["candidates"]],
+                             [candidate.experts_moved for candidate in asked.verdict.candidates])
+        traced = plan("--trace", trace, "--workers", 2)
+        self.assertAlmostEqual(traced["verdict"]["balancedness"], verdict.balancedness, msg="the window is all there was")
+        self.assertIsNone(traced["verdict"]["cost"], "nobody measured it")
+
+    def test_without_the_flag_nobody_looks_but_who_asks(self):
+        with serving.running(serving.MOE) as server:
+            server.score(windows(8))
+            self.assertFalse(server.get_cluster().HasField("verdict"))
+            asked = server.cluster.Rebalance(serving.pb.RebalanceRequest(), timeout=serving.CALL_SECONDS)
+            self.assertEqual((asked.verdict.rebalance, asked.verdict.reason), (False, "one_worker"))
+            self.assertFalse(asked.HasField("placement"))
+
+    def test_what_cannot_be_done_is_refused_at_start(self):
+        for flags, needle in ((("--rebalance", "auto"), "--rebalance auto"), (("--rebalance", "maybe"), "maybe"),
+                              (("--rebalance-interval", "0"), "--rebalance-interval"),
+                              (("--rebalance-gain", "2"), "--rebalance-gain"),
+                              (("--migration-bandwidth", "0"), "--migration-bandwidth")):
+            outcome = serving.run(["--model", serving.MOE, *flags])
+            self.assertEqual(outcome.exit_code, 2, outcome.stderr)
+            self.assertIn(needle, outcome.stderr)
+            self.assertEqual(len(outcome.own_lines()), 1)
+
+
+if __name__ == "__main__":
+    serving.main()
