@@ -52,7 +52,8 @@ std::vector<ConfigEntry> DescribeAll(const CLI::App& command) {
 }  // namespace
 
 int Fail(int code, const std::string& sentence) {
-  if (IsFirstLaunchedRank()) std::cerr << "moe_bench: " << sentence << '\n';
+  // In one piece: mpirun's own words may come in between others.
+  if (IsFirstLaunchedRank()) std::cerr << Cat("moe_bench: ", sentence, "\n");
   return code;
 }
 
