@@ -70,6 +70,15 @@ void AddObservationOptions(FlagAdder& add, ServeOptions& o) {
                  "Seconds that they cover at most, while there are steps; 0: however long the steps take");
 }
 
+void AddMigrationOptions(FlagAdder& add, ServeOptions& o) {
+  constexpr std::uint64_t kMost = std::uint64_t{1} << 50;
+  add.Add("--migration-bandwidth", o.migration_bandwidth,
+          "Bytes of weights per second that each worker loads when experts move, 16M, 1G …; 0: no limit. The default "
+          "keeps a worker's memory and processors for the rows: a tenth of one core, or less")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(std::uint64_t{0}, kMost));
+}
+
 void AddFleetOptions(CLI::App& app, FlagAdder& add, ServeOptions& o) {
   if (o.role != ServeRole::kRouter) return;
   add.Add("--workers", o.workers, "HOST:PORT,HOST:PORT,… of the workers; the first is rank 1")
@@ -108,7 +117,8 @@ constexpr std::array kOfRoutersAlone = {"--attention-weight-type",
                                         "--trace",
                                         "--trace-limit",
                                         "--load-window-steps",
-                                        "--load-window-seconds"};
+                                        "--load-window-seconds",
+                                        "--migration-bandwidth"};
 
 /// Why the flags do not fit the role; empty when they do.
 std::string Misfit(const CLI::App& app, const ServeOptions& o) {
@@ -158,6 +168,7 @@ ParsedServeOptions ParseServeOptions(int argc, char** argv) {
   AddAddressOptions(app, add, parsed.options);
   AddLimitOptions(add, parsed.options);
   AddObservationOptions(add, parsed.options);
+  AddMigrationOptions(add, parsed.options);
   AddFleetOptions(app, add, options);
   AddTlsOptions(add, options.tls);
   add.Add("--log-level", parsed.options.log_level, "trace, debug, info, warning, error or off")
