@@ -34,7 +34,7 @@ struct PlacementFlags {
   double steps = 0;
   StepCost cost;
   VerdictOptions verdict;
-  std::string migration_bandwidth = "100MB/s";
+  std::string migration_bandwidth = "64MiB/s";
   std::string bytes_per_expert;
   std::filesystem::path output;
   bool json = false;
@@ -54,7 +54,8 @@ void AddVerdictFlags(FlagAdder& add, PlacementFlags& flags) {
   seconds("--row-seconds", flags.cost.row_seconds,
           "That a worker takes for one more row, a token at an expert; 0: unknown, or the server's");
   seconds("--worker-seconds", flags.cost.worker_seconds, "That a worker takes in a step beside its rows");
-  add.Add("--migration-bandwidth", flags.migration_bandwidth, "That experts move at: 100MB/s, 1GiB/s");
+  add.Add("--migration-bandwidth", flags.migration_bandwidth,
+          "Bytes a second that each worker gets when experts move: 64MiB/s, 1GB/s");
   add.Add("--migration-slowdown", flags.verdict.migration_slowdown,
           "Share of the throughput that is lost while experts move")
       ->check(CLI::Range(0.0, 1.0));

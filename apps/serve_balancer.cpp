@@ -3,7 +3,10 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <chrono>
+#include <memory>
 #include <optional>
+#include <thread>
 
 #include "model/weight_bytes.h"
 
@@ -27,6 +30,19 @@ class VerdictLog {
   std::optional<VerdictReason> last_;
 };
 
+/// Begins to move, and waits for the end.
+Status MoveExperts(Router& router, const Placement& placement) {
+  constexpr std::chrono::milliseconds kBetweenLooks{20};
+  MOE_ASSIGN_OR_RETURN(const std::uint64_t generation, router.BeginMigration(placement));
+  for (;;) {
+    const MigrationProgress progress = router.migration();
+    if (progress.generation == generation && progress.phase == MigrationPhase::kIdle)
+      return progress.succeeded ? Status::Ok() : Internal(progress.last_failure);
+    if (router.draining()) return Unavailable("the server is draining");
+    std::this_thread::sleep_for(kBetweenLooks);
+  }
+}
+
 }  // namespace
 
 std::uint64_t BytesPerExpert(const ServeSetup& setup) {
@@ -36,7 +52,7 @@ std::uint64_t BytesPerExpert(const ServeSetup& setup) {
   return bytes;
 }
 
-Balancer::Options MakeBalancerOptions(const ServeSetup& setup, const RouterMetrics& metrics) {
+Balancer::Options MakeBalancerOptions(const ServeSetup& setup, const RouterMetrics& metrics, Router& router) {
   const ServeOptions& o = setup.options;
   return {.mode = o.rebalance,
           .interval = o.rebalance_interval,
@@ -46,7 +62,16 @@ Balancer::Options MakeBalancerOptions(const ServeSetup& setup, const RouterMetri
           .policy = {.cooldown = o.rebalance_cooldown},
           .slots = std::max(setup.config.num_experts() + o.redundant_experts, MostSlots(setup.placement)),
           .bytes_per_expert = BytesPerExpert(setup),
-          .in_force = [&setup] { return setup.placement; },
+          .in_force =
+              [&setup, &router] {
+                const std::shared_ptr<const Placement> placement = router.placement();
+                return placement ? *placement : setup.placement;  // of a model without experts, nothing
+              },
+          .move =
+              [&router](const Placement& placement) {
+                spdlog::info("moving experts to placement generation {}", placement.generation);
+                return MoveExperts(router, placement);
+              },
           .on_advice =
               [&metrics, log = VerdictLog()](const BalanceAdvice& advice) mutable {
                 metrics.OnVerdict(advice.verdict);

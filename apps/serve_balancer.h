@@ -12,7 +12,7 @@ namespace moe {
 /// Of an expert in one layer, as workers hold it; the largest, should layers differ.
 std::uint64_t BytesPerExpert(const ServeSetup& setup);
 
-/// Logs verdicts and shows them in `metrics`. Both outlive the balancer.
-Balancer::Options MakeBalancerOptions(const ServeSetup& setup, const RouterMetrics& metrics);
+/// Logs verdicts and shows them in `metrics`; moves experts by `router`. All outlive the balancer.
+Balancer::Options MakeBalancerOptions(const ServeSetup& setup, const RouterMetrics& metrics, Router& router);
 
 }  // namespace moe

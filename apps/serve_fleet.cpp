@@ -59,7 +59,6 @@ Result<ServeSetup> PrepareFleet(const ServeOptions& options) {
   MOE_ASSIGN_OR_RETURN(RankSetup setup, PrepareRank(options, place));
   if (setup.config.num_experts() == 0)
     return InvalidArgument("--model ", options.model.string(), " has no experts: moe_serve alone serves it");
-  MakeRoomForAssignments(setup);
   return ServeSetup(std::move(setup), options);
 }
 
@@ -89,15 +88,15 @@ Status ServeAsWorker(const ServeSetup& setup) {
                               .expert_bytes = shard.weight_bytes});
   };
   const auto on_loaded = [&](const WorkerDescription& shard) {
-    describe(shard);
     LogWeightCache(setup);
     spdlog::info("hosting {} experts, {} parameters, {} bytes", shard.slots, shard.parameters, shard.weight_bytes);
   };
   ThreadPool pool(PoolOptions(setup));
   WorkerMetrics figures(metrics->registry());
-  FleetWorker worker(
-      setup, pool, DescribeRank(setup, *metrics),
-      {.on_dispatch = [&](const DispatchFigures& dispatch) { figures.OnDispatch(dispatch); }, .on_loaded = on_loaded});
+  FleetWorker worker(setup, pool, DescribeRank(setup, *metrics),
+                     {.on_dispatch = [&](const DispatchFigures& dispatch) { figures.OnDispatch(dispatch); },
+                      .on_loaded = on_loaded,
+                      .on_hosted = describe});
   WorkerService control([&] { return Hosted(worker); }, worker.totals());
   const std::vector<grpc::Service*> services = {control.service()};
   MOE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcWorkerServer> server,

@@ -72,7 +72,6 @@ void AddObservationOptions(FlagAdder& add, ServeOptions& o) {
 }
 
 void AddRebalanceOptions(FlagAdder& add, ServeOptions& o) {
-  constexpr std::uint64_t kMostBandwidth = std::uint64_t{1} << 50;
   add.AddChoice<RebalanceMode>(
       "--rebalance", o.rebalance,
       {{"off", RebalanceMode::kOff}, {"advise", RebalanceMode::kAdvise}, {"auto", RebalanceMode::kAuto}}, "off",
@@ -84,9 +83,15 @@ void AddRebalanceOptions(FlagAdder& add, ServeOptions& o) {
   add.AddSeconds("--rebalance-horizon", o.rebalance_horizon,
                  "Seconds that a load is trusted to last: by then moving must have been earned back");
   add.AddSeconds("--rebalance-cooldown", o.rebalance_cooldown, "For auto: seconds from one move to the next at least");
-  add.Add("--migration-bandwidth", o.migration_bandwidth, "Bytes a second that experts move at; 64K, 100M, 2G …")
+}
+
+void AddMigrationOptions(FlagAdder& add, ServeOptions& o) {
+  constexpr std::uint64_t kMost = std::uint64_t{1} << 50;
+  add.Add("--migration-bandwidth", o.migration_bandwidth,
+          "Bytes of weights per second that each worker loads when experts move, 16M, 1G …; 0: no limit. The default "
+          "keeps a worker's memory and processors for the rows: a tenth of one core, or less")
       ->transform(CLI::AsSizeValue(false))
-      ->check(CLI::Range(std::uint64_t{1}, kMostBandwidth));
+      ->check(CLI::Range(std::uint64_t{0}, kMost));
 }
 
 void AddFleetOptions(CLI::App& app, FlagAdder& add, ServeOptions& o) {
@@ -138,8 +143,6 @@ constexpr std::array kOfRoutersAlone = {"--attention-weight-type",
 
 /// Why the flags do not fit the role; empty when they do.
 std::string Misfit(const CLI::App& app, const ServeOptions& o) {
-  if (o.rebalance == RebalanceMode::kAuto)
-    return "--rebalance auto: this version cannot move experts while it serves; advise says when they should be";
   if (o.role == ServeRole::kJob) return "";
   if (o.transport != TransportChoice::kAuto && o.transport != TransportChoice::kGrpc)
     return "--transport: a router or a worker of a fleet speaks grpc";
@@ -187,6 +190,7 @@ ParsedServeOptions ParseServeOptions(int argc, char** argv) {
   AddLimitOptions(add, parsed.options);
   AddObservationOptions(add, parsed.options);
   AddRebalanceOptions(add, parsed.options);
+  AddMigrationOptions(add, parsed.options);
   AddFleetOptions(app, add, options);
   AddTlsOptions(add, options.tls);
   add.Add("--log-level", parsed.options.log_level, "trace, debug, info, warning, error or off")

@@ -45,7 +45,7 @@ struct ServeOptions : RankOptions {
   std::chrono::milliseconds rebalance_cooldown{300'000};
   std::chrono::milliseconds rebalance_horizon{3'600'000};
   double rebalance_gain = 0.05;
-  std::uint64_t migration_bandwidth = 100'000'000;  // bytes/s
+  std::uint64_t migration_bandwidth = std::uint64_t{64} << 20;  // bytes per second that a worker loads; 0: no limit
   std::string log_level = "info";
 };
 

@@ -138,6 +138,16 @@ void LogHealth(const ModelConfig& config, const RoutingHealth::Change& change) {
   }
 }
 
+void LogMigration(const MigrationProgress& m) {
+  spdlog::debug("placement generation {}: {}, {} experts to move, {} bytes loaded", m.generation, Name(m.phase),
+                m.moved_experts, m.loaded_bytes);
+  if (m.phase == MigrationPhase::kDropOld)
+    spdlog::info("placement generation {} is in force: {} experts moved, {} bytes loaded", m.generation,
+                 m.moved_experts, m.loaded_bytes);
+  if (m.phase == MigrationPhase::kIdle && !m.succeeded)
+    spdlog::warn("placement generation {} is given up, the one before stays: {}", m.generation, m.last_failure);
+}
+
 void LogTrace(const TraceProgress& trace) {
   const std::string dropped =
       trace.dropped == 0 ? "" : Cat("; ", trace.dropped, " left out, because the disk did not keep up");
@@ -205,10 +215,13 @@ class RouterProcess {
                  .max_queued = setup.options.max_queued,
                  .drain_timeout = setup.options.drain_timeout,
                  .on_health = [&setup](const RoutingHealth::Change& change) { LogHealth(setup.config, change); },
-                 .cost_steps = setup.options.load_window_steps},
+                 .cost_steps = setup.options.load_window_steps,
+                 .migration = {.bytes_per_s = setup.options.migration_bandwidth,
+                               .timeout = setup.load_timeout,
+                               .on_change = LogMigration}},
                 engine_.engine(), engine_.cache(), metrics_, fleet),
         trace_(MakeTraceSetup(setup, metrics_), engine_.engine(), router_),
-        balancer_(MakeBalancerOptions(setup, metrics_), router_),
+        balancer_(MakeBalancerOptions(setup, metrics_, router_), router_),
         transport_name_(transport.name()),
         inference_(MakeInferenceSetup(setup, engine_.cache().capacity_tokens()), setup.config, router_, metrics_) {}
   ~RouterProcess() {
@@ -253,7 +266,6 @@ ClusterSetup RouterProcess::MakeClusterSetup(const std::string& address, std::fu
           .weight_type = std::string(Name(setup_.weight_types.mlps)),
           .routing = RoutingName(setup_.routing),
           .parameters = setup_.parameters,
-          .placement = setup_.placement,
           .router = std::move(self),
           .workers = engine_.workers(),
           .drain = std::move(drain),

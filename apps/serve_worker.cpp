@@ -13,10 +13,12 @@ namespace {
 
 Status ServeLoaded(const WorkerHost& host, ExpertHost& experts, WorkerEndpoint& endpoint) {
   WorkerMetrics metrics(host.metrics->registry());
-  experts.description().metrics_address = host.metrics->address();
   // The control server's address is part of the description, so its service is made after the worker and told of it.
-  WorkerService service([&] { return DescribeShard(host.setup.rank, experts.description(), experts.shard()); },
-                        experts.totals());
+  const auto hosted = [&] {
+    return HostedShard{
+        .rank = host.setup.rank, .description = experts.description(), .layers = experts.views().hosted().layers};
+  };
+  WorkerService service(hosted, experts.totals());
   const std::array<grpc::Service*, 1> services = {service.service()};
   const Result<std::unique_ptr<RpcServer>> server = RpcServer::Start(
       {.listen = host.setup.options.metrics_host + ":0", .health_services = {"moe.v1.ExpertWorker"}}, services);
@@ -25,15 +27,19 @@ Status ServeLoaded(const WorkerHost& host, ExpertHost& experts, WorkerEndpoint& 
     return server.status();
   }
   (*server)->SetServing(true);
-  experts.description().control_address = (*server)->address();
+  experts.SetAddresses(host.metrics->address(), (*server)->address());
   // Embedded, the process is the router's to describe.
   if (!host.setup.topology.embedded) {
     LogWeightCache(host.setup);
-    host.metrics->Describe(host.setup, {.role = "worker",
-                                        .transport = std::string(host.transport),
-                                        .device = experts.description().device,
-                                        .expert_parameters = experts.shard().parameters(),
-                                        .expert_bytes = experts.shard().bytes()});
+    const auto describe = [&](const HostedExperts& now) {
+      host.metrics->Describe(host.setup, {.role = "worker",
+                                          .transport = std::string(host.transport),
+                                          .device = experts.description().device,
+                                          .expert_parameters = now.parameters,
+                                          .expert_bytes = now.bytes});
+    };
+    describe(experts.views().hosted());
+    experts.OnHosted(describe);
     host.metrics->Serve();
   }
   return experts.Run(endpoint, [&](const DispatchFigures& figures) { metrics.OnDispatch(figures); });

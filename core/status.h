@@ -22,7 +22,10 @@ enum class StatusCode {
   kUnavailable,
   kUnimplemented,
   kInternal,
+  kFailedPrecondition,
 };
+
+inline constexpr StatusCode kLastStatusCode = StatusCode::kFailedPrecondition;
 
 std::string_view Name(StatusCode code);
 
@@ -72,6 +75,10 @@ Status Unavailable(const Parts&... parts) {
 template <typename... Parts>
 Status Unimplemented(const Parts&... parts) {
   return {StatusCode::kUnimplemented, Cat(parts...)};
+}
+template <typename... Parts>
+Status FailedPrecondition(const Parts&... parts) {
+  return {StatusCode::kFailedPrecondition, Cat(parts...)};
 }
 template <typename... Parts>
 Status Internal(const Parts&... parts) {

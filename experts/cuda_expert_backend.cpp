@@ -66,6 +66,9 @@ class CudaExpertBackend final : public ExpertBackend {
 
   std::string_view device() const override { return name_; }
   Status Prepare(const ExpertShard::Layer& layer) override;
+  Status CheckMigration() const override {
+    return Unimplemented("experts on ", name_, " do not move while they are served; restart with the placement");
+  }
   Status Run(const ExpertShard::Layer& layer, const GroupedRows& rows) override;
 
  private:

@@ -42,15 +42,15 @@ constexpr Part kParts[] = {
 };
 
 std::size_t PartBytes(const Part& part, const ExpertShard::Layer& layer) {
-  const MlpWeights& first = layer.weights.front();
+  const MlpWeights& first = *layer.weights.front();
   return layer.weights.size() * (DeviceForm(part.matrix(first)).bytes() + part.bias(first).size() * sizeof(float));
 }
 
 /// The matrices of all slots, then their biases, to the upload's target; `progress` counts bytes.
 Status WritePart(DeviceUpload& upload, const Part& part, const ExpertShard::Layer& layer, UploadProgress& progress,
                  const UploadObserver& observer) {
-  for (const MlpWeights& weights : layer.weights) {
-    const PackedMatrix& matrix = part.matrix(weights);
+  for (const std::shared_ptr<const MlpWeights>& expert : layer.weights) {
+    const PackedMatrix& matrix = part.matrix(*expert);
     const DeviceMatrixForm form = DeviceForm(matrix);
     for (std::size_t panel = 0; panel < form.panels; ++panel) {
       MOE_ASSIGN_OR_RETURN(const std::span<std::byte> out, upload.Next(form.panel_bytes));
@@ -59,8 +59,8 @@ Status WritePart(DeviceUpload& upload, const Part& part, const ExpertShard::Laye
     progress.uploaded_bytes += form.bytes();
     if (observer && form.panels > 0) observer(progress);
   }
-  for (const MlpWeights& weights : layer.weights) {
-    const std::vector<float>& bias = part.bias(weights);
+  for (const std::shared_ptr<const MlpWeights>& expert : layer.weights) {
+    const std::vector<float>& bias = part.bias(*expert);
     if (bias.empty()) continue;
     MOE_ASSIGN_OR_RETURN(const std::span<std::byte> out, upload.Next(bias.size() * sizeof(float)));
     std::memcpy(out.data(), bias.data(), out.size());
@@ -112,7 +112,7 @@ Status DeviceUpload::Finish() {
 
 Status UploadLayer(DeviceApi& device, DeviceUpload& upload, const ExpertShard::Layer& layer,
                    const UploadObserver& observer, DeviceLayer& to) {
-  const MlpWeights& first = layer.weights.front();
+  const MlpWeights& first = *layer.weights.front();
   to.slots = layer.weights.size();
   to.hidden = first.down.rows();
   to.intermediate = first.down.cols();

@@ -25,6 +25,9 @@ class ExpertBackend {
   /// stays where it is.
   virtual Status Prepare(const ExpertShard::Layer& layer) = 0;
 
+  /// Whether layers of another placement may come beside those that run; else why not, in one sentence.
+  virtual Status CheckMigration() const { return Status::Ok(); }
+
   /// out = down(activation(gate in, up in)) of each row's expert, as layer.mlp says; rows are grouped by slot. A row's
   /// bits do not depend on the rows beside it (on a device: docs/gpu.md). A failure is the device's, and terminal.
   virtual Status Run(const ExpertShard::Layer& layer, const GroupedRows& rows) = 0;

@@ -8,7 +8,7 @@
 namespace moe {
 namespace {
 
-// Receives and answers until shutdown. `answer(kind, payload, reply)` gives the reply's bytes.
+// Receives and answers until shutdown. `answer(kind, request, reply)` gives the reply's bytes.
 template <typename Answer>
 Status Serve(WorkerEndpoint& endpoint, Answer&& answer) {
   while (true) {
@@ -24,7 +24,7 @@ Status Serve(WorkerEndpoint& endpoint, Answer&& answer) {
     const IncomingRequest& request = **received;
     const std::span<std::byte> reply = endpoint.reply_buffer(request);
     const Result<MessageKind> kind = ParseKind(request.payload);
-    const std::size_t bytes = kind.ok() ? answer(*kind, request.payload, reply) : WriteFailure(reply, kind.status());
+    const std::size_t bytes = kind.ok() ? answer(*kind, request, reply) : WriteFailure(reply, kind.status());
     MOE_RETURN_IF_ERROR(endpoint.Reply(request, bytes));
     if (kind.ok() && *kind == MessageKind::kShutdown) return Status::Ok();
   }
@@ -32,11 +32,11 @@ Status Serve(WorkerEndpoint& endpoint, Answer&& answer) {
 
 }  // namespace
 
-Worker::Worker(WorkerOptions options, const WorkerDescription& description, const ExpertShard& shard,
-               ExpertBackend& backend, ThreadPool& pool, WorkerTotals& totals, Observer observer)
+Worker::Worker(WorkerOptions options, Describe describe, ExpertViews& views, ExpertBackend& backend, ThreadPool& pool,
+               WorkerTotals& totals, Observer observer)
     : options_(options),
-      description_(description),
-      shard_(shard),
+      describe_(std::move(describe)),
+      views_(views),
       backend_(backend),
       pool_(pool),
       observer_(std::move(observer)),
@@ -44,37 +44,62 @@ Worker::Worker(WorkerOptions options, const WorkerDescription& description, cons
       in_(options.max_pairs * options.hidden),
       out_(options.max_pairs * options.hidden),
       sorted_(options.max_pairs) {
-  offsets_.reserve(shard.most_slots() + 2);
+  offsets_.reserve(options.max_slots + 1);
 }
 
 Status Worker::Run(WorkerEndpoint& endpoint) {
-  return Serve(endpoint, [this](MessageKind kind, std::span<const std::byte> payload, std::span<std::byte> reply) {
-    return Answer(kind, payload, reply);
+  return Serve(endpoint, [this](MessageKind kind, const IncomingRequest& request, std::span<std::byte> reply) {
+    return Answer(kind, request, reply);
   });
 }
 
-std::size_t Worker::Answer(MessageKind kind, std::span<const std::byte> payload, std::span<std::byte> reply) {
-  switch (kind) {
-    case MessageKind::kDispatch: break;
-    case MessageKind::kDescribe: return WriteDescription(reply, description_);
-    case MessageKind::kShutdown: return WriteControlReply(reply);
-    case MessageKind::kAssign:
-      return WriteFailure(reply, InvalidArgument("this worker has loaded its shard by itself and takes no other"));
-  }
-  const Result<std::size_t> bytes = Dispatch(payload, reply);
-  if (!bytes.ok()) return WriteFailure(reply, bytes.status());
-  totals_.received_bytes.fetch_add(payload.size(), std::memory_order_relaxed);
-  totals_.sent_bytes.fetch_add(*bytes, std::memory_order_relaxed);
-  return *bytes;
+std::size_t Worker::Answer(MessageKind kind, const IncomingRequest& request, std::span<std::byte> reply) {
+  views_.Meet(request.router);
+  const auto answer = [&]() -> Result<std::size_t> {
+    switch (kind) {
+      case MessageKind::kDispatch: return Dispatch(request, reply);
+      case MessageKind::kDescribe: return WriteDescription(reply, WithHosted(describe_(), views_.hosted()));
+      case MessageKind::kShutdown: return WriteControlReply(reply);
+      case MessageKind::kAssign:
+        return InvalidArgument("this worker has loaded its shard by itself and takes no other");
+      case MessageKind::kPrepare: return Prepare(request, reply);
+      case MessageKind::kPrepared: return TellPrepared(request, reply);
+      case MessageKind::kDrop: return Drop(request, reply);
+    }
+    return Internal("a message of an unknown kind");
+  };
+  const Result<std::size_t> bytes = answer();
+  return bytes.ok() ? *bytes : WriteFailure(reply, bytes.status());
 }
 
-Result<std::size_t> Worker::Dispatch(std::span<const std::byte> payload, std::span<std::byte> reply) {
+Result<std::size_t> Worker::Prepare(const IncomingRequest& request, std::span<std::byte> reply) {
+  MOE_ASSIGN_OR_RETURN(const WorkerPreparation wanted, ParsePreparation(request.payload));
+  MOE_RETURN_IF_ERROR(backend_.CheckMigration());
+  MOE_RETURN_IF_ERROR(views_.Prepare(request.router, wanted));
+  return WriteControlReply(reply);
+}
+
+Result<std::size_t> Worker::TellPrepared(const IncomingRequest& request, std::span<std::byte> reply) {
+  MOE_ASSIGN_OR_RETURN(const PreparationQuery query, ParsePreparationQuery(request.payload));
+  MOE_ASSIGN_OR_RETURN(const PreparationStatus status, views_.StatusOf(request.router, query));
+  return WritePreparationStatus(reply, status);
+}
+
+Result<std::size_t> Worker::Drop(const IncomingRequest& request, std::span<std::byte> reply) {
+  MOE_ASSIGN_OR_RETURN(const std::uint64_t generation, ParseGeneration(request.payload));
+  views_.Drop(request.router, generation);
+  return WriteDescription(reply, WithHosted(describe_(), views_.hosted()));
+}
+
+Result<std::size_t> Worker::Dispatch(const IncomingRequest& request, std::span<std::byte> reply) {
   const TimePoint begin = Clock::now();
-  MOE_ASSIGN_OR_RETURN(const DispatchReader dispatch, DispatchReader::Parse(payload));
+  MOE_ASSIGN_OR_RETURN(const DispatchReader dispatch, DispatchReader::Parse(request.payload));
   const DispatchShape& shape = dispatch.shape();
-  const ExpertShard::Layer* layer = shard_.Find(shape.layer);
-  if (shape.generation != shard_.generation())
-    return Internal("placement generation ", shape.generation, " is unknown here (", shard_.generation(), ")");
+  const ExpertShard* const shard = views_.Use(request.router, shape.generation);
+  if (shard == nullptr)
+    return Internal("placement generation ", shape.generation, " is unknown here (", views_.hosted().generation,
+                    " came last)");
+  const ExpertShard::Layer* layer = shard->Find(shape.layer);
   if (layer == nullptr) return Internal("layer ", shape.layer, " has no experts");
   if (shape.hidden != options_.hidden)
     return Internal("rows of width ", shape.hidden, " arrived, hidden is ", options_.hidden);
@@ -102,12 +127,15 @@ Result<std::size_t> Worker::Dispatch(std::span<const std::byte> payload, std::sp
   const DispatchReplyWriter writer(reply, shape);
   ShareOut(pool_, shape.pairs, copied, [&](std::size_t i, int) { writer.SetRow(i, out.row(sorted_[i])); });
   const auto busy = static_cast<std::uint64_t>(std::chrono::nanoseconds(Clock::now() - begin).count());
+  const std::size_t bytes = writer.Finish(busy);
+  totals_.received_bytes.fetch_add(request.payload.size(), std::memory_order_relaxed);
+  totals_.sent_bytes.fetch_add(bytes, std::memory_order_relaxed);
   totals_.exchanges.fetch_add(1, std::memory_order_relaxed);
   totals_.rows.fetch_add(shape.pairs, std::memory_order_relaxed);
   totals_.busy_ns.fetch_add(busy, std::memory_order_relaxed);
   if (observer_)
     observer_({.rows = shape.pairs, .ffn_seconds = ffn_seconds, .busy_seconds = static_cast<double>(busy) * 1e-9});
-  return writer.Finish(busy);
+  return bytes;
 }
 
 Status Worker::SortBySlot(const DispatchReader& dispatch, std::size_t slots) {
@@ -125,8 +153,16 @@ Status Worker::SortBySlot(const DispatchReader& dispatch, std::size_t slots) {
   return Status::Ok();
 }
 
+WorkerDescription WithHosted(WorkerDescription description, const HostedExperts& hosted) {
+  description.generation = hosted.generation;
+  description.slots = hosted.slots;
+  description.parameters = hosted.parameters;
+  description.weight_bytes = hosted.bytes;
+  return description;
+}
+
 Status ServeFailure(WorkerEndpoint& endpoint, const Status& failure) {
-  return Serve(endpoint, [&](MessageKind kind, std::span<const std::byte>, std::span<std::byte> reply) {
+  return Serve(endpoint, [&](MessageKind kind, const IncomingRequest&, std::span<std::byte> reply) {
     return kind == MessageKind::kShutdown ? WriteControlReply(reply) : WriteFailure(reply, failure);
   });
 }

@@ -12,7 +12,7 @@
 #include "core/status.h"
 #include "core/thread_pool.h"
 #include "experts/expert_backend.h"
-#include "experts/expert_shard.h"
+#include "experts/expert_views.h"
 #include "model/dispatch_format.h"
 #include "transport/transport.h"
 
@@ -38,31 +38,38 @@ struct DispatchFigures {
 struct WorkerOptions {
   std::size_t hidden = 0;
   std::size_t max_pairs = 0;  // of one dispatch
+  std::size_t max_slots = 0;  // of a layer, in any placement
 };
 
 class Worker {
  public:
   /// Called once per dispatch, by the loop.
   using Observer = std::function<void(const DispatchFigures&)>;
+  /// What a worker says of itself, but for what it hosts.
+  using Describe = std::function<WorkerDescription()>;
 
   /// Everything but `options` must outlive the worker; `totals` is what services show.
-  Worker(WorkerOptions options, const WorkerDescription& description, const ExpertShard& shard, ExpertBackend& backend,
-         ThreadPool& pool, WorkerTotals& totals, Observer observer = {});
+  Worker(WorkerOptions options, Describe describe, ExpertViews& views, ExpertBackend& backend, ThreadPool& pool,
+         WorkerTotals& totals, Observer observer = {});
 
   /// Serves until a router says shutdown, or no router is left (both OK), or the transport fails. A wrong frame is the
   /// failure of its router's end alone.
   Status Run(WorkerEndpoint& endpoint);
 
   /// Answers one request into `reply`; returns its bytes.
-  std::size_t Answer(MessageKind kind, std::span<const std::byte> payload, std::span<std::byte> reply);
+  std::size_t Answer(MessageKind kind, const IncomingRequest& request, std::span<std::byte> reply);
 
  private:
-  Result<std::size_t> Dispatch(std::span<const std::byte> payload, std::span<std::byte> reply);
+  Result<std::size_t> Dispatch(const IncomingRequest& request, std::span<std::byte> reply);
+  /// Of a later placement.
+  Result<std::size_t> Prepare(const IncomingRequest& request, std::span<std::byte> reply);
+  Result<std::size_t> TellPrepared(const IncomingRequest& request, std::span<std::byte> reply);
+  Result<std::size_t> Drop(const IncomingRequest& request, std::span<std::byte> reply);
   Status SortBySlot(const DispatchReader& dispatch, std::size_t slots);
 
   const WorkerOptions options_;
-  const WorkerDescription& description_;
-  const ExpertShard& shard_;
+  const Describe describe_;
+  ExpertViews& views_;
   ExpertBackend& backend_;
   ThreadPool& pool_;  // copies rows
   const Observer observer_;
@@ -73,6 +80,9 @@ class Worker {
   std::vector<std::uint32_t> offsets_;  // (slots + 1)
   std::vector<std::uint32_t> sorted_;   // (max_pairs): where pair i lies among the sorted rows
 };
+
+/// `description` with what is hosted in it.
+WorkerDescription WithHosted(WorkerDescription description, const HostedExperts& hosted);
 
 /// What a worker that could not load does: it tells every router why, until one says shutdown.
 Status ServeFailure(WorkerEndpoint& endpoint, const Status& failure);

@@ -21,7 +21,7 @@ class WorkerService::Impl final : public v1::ExpertWorker::CallbackService {
     response->set_kernel_target(hosted.description.kernel_target);
     response->set_parameters(hosted.description.parameters);
     response->set_weight_bytes(hosted.description.weight_bytes);
-    for (const HostedShard::Layer& layer : hosted.layers) {
+    for (const HostedExperts::Layer& layer : hosted.layers) {
       v1::ShardLayer& message = *response->add_layers();
       message.set_layer(static_cast<std::uint32_t>(layer.layer));
       for (const int expert : layer.experts) message.add_experts(static_cast<std::uint32_t>(expert));
@@ -49,13 +49,6 @@ class WorkerService::Impl final : public v1::ExpertWorker::CallbackService {
   const std::function<HostedShard()> hosted_;
   const WorkerTotals& totals_;
 };
-
-HostedShard DescribeShard(Rank rank, const WorkerDescription& description, const ExpertShard& shard) {
-  HostedShard hosted{.rank = rank, .description = description, .layers = {}};
-  for (const ExpertShard::Layer& layer : shard.layers())
-    hosted.layers.push_back({.layer = layer.layer, .experts = layer.experts});
-  return hosted;
-}
 
 WorkerService::WorkerService(std::function<HostedShard()> hosted, const WorkerTotals& totals)
     : impl_(std::make_unique<Impl>(std::move(hosted), totals)) {}

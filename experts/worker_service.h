@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/ids.h"
-#include "experts/expert_shard.h"
+#include "experts/expert_views.h"
 #include "experts/worker.h"
 #include "metrics/metrics.h"
 #include "model/dispatch_format.h"
@@ -20,15 +20,10 @@ namespace moe {
 
 /// What a worker hosts just now.
 struct HostedShard {
-  struct Layer {
-    int layer = 0;             // absolute index
-    std::vector<int> experts;  // by slot
-  };
   Rank rank;  // 0 while no router has said
   WorkerDescription description;
-  std::vector<Layer> layers;
+  std::vector<HostedExperts::Layer> layers;
 };
-HostedShard DescribeShard(Rank rank, const WorkerDescription& description, const ExpertShard& shard);
 
 class WorkerService {
  public:

@@ -138,7 +138,8 @@ class CpuDenseBackend final : public DenseBackend {
 
   void Mlp(std::size_t layer, const MlpSpec& mlp, Tensor x, Tensor y) override {
     const std::array<std::uint32_t, 2> offsets = {0, static_cast<std::uint32_t>(x.view.rows())};
-    mlp_.Run(mlp, {&weights_.layers[layer].mlp, 1}, {.offsets = offsets, .in = x.view, .out = y.view});
+    const MlpWeights* const weights = &weights_.layers[layer].mlp;
+    mlp_.Run(mlp, {&weights, 1}, {.offsets = offsets, .in = x.view, .out = y.view});
   }
 
   void Scale(float factor, Tensor x) override {

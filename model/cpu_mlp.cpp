@@ -46,7 +46,7 @@ CpuMlp::CpuMlp(const Kernels& kernels, ThreadPool& pool, const CpuMlpLimits& lim
   order_.reserve(limits.mlps);
 }
 
-void CpuMlp::Run(const MlpSpec& spec, std::span<const MlpWeights> mlps, const GroupedRows& rows) {
+void CpuMlp::Run(const MlpSpec& spec, std::span<const MlpWeights* const> mlps, const GroupedRows& rows) {
   const auto intermediate = static_cast<std::size_t>(spec.intermediate);
   const std::size_t hidden = rows.in.cols();
   MOE_CHECK(rows.offsets.size() == mlps.size() + 1 && rows.offsets.back() == rows.in.rows());
@@ -99,7 +99,7 @@ void CpuMlp::Multiply(const GroupedRows& rows, std::size_t begin, std::size_t co
 
 void CpuMlp::RunInner(const Job& job, std::size_t place, std::size_t tile, int thread) {
   const std::uint32_t m = order_[place];
-  const MlpWeights& weights = job.mlps[m];
+  const MlpWeights& weights = *job.mlps[m];
   const bool gated = job.spec.gated();
   const std::size_t column = tile * kTileColumns;
   const auto intermediate = static_cast<std::size_t>(job.spec.intermediate);
@@ -131,7 +131,7 @@ void CpuMlp::RunOuter(const Job& job, std::size_t place, std::size_t tile) {
   for (int look = 0; pending_[place].load(std::memory_order_acquire) != 0; ++look)
     if (look >= kLooks) std::this_thread::yield();
   const std::uint32_t m = order_[place];
-  const MlpWeights& weights = job.mlps[m];
+  const MlpWeights& weights = *job.mlps[m];
   const std::size_t begin = job.rows.offsets[m];
   const std::size_t count = job.rows.offsets[m + 1] - begin;
   const std::size_t first = tile * kOuterPanels;

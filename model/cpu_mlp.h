@@ -41,13 +41,13 @@ class CpuMlp {
 
   /// out = down(activation(gate in, up in)) of each row's MLP. All of `mlps` have the shape that `spec` says, and the
   /// type of the limits. A row's bits do not depend on the rows beside it.
-  void Run(const MlpSpec& spec, std::span<const MlpWeights> mlps, const GroupedRows& rows);
+  void Run(const MlpSpec& spec, std::span<const MlpWeights* const> mlps, const GroupedRows& rows);
 
  private:
   /// The Run under way.
   struct Job {
     const MlpSpec& spec;
-    std::span<const MlpWeights> mlps;
+    std::span<const MlpWeights* const> mlps;
     const GroupedRows& rows;
     std::size_t inner_tiles = 0;
     std::size_t outer_tiles = 0;

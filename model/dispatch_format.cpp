@@ -92,7 +92,7 @@ Result<std::string_view> ReadReply(std::span<const std::byte> payload) {
   if (header.bytes > payload.size() - sizeof(header))
     return Internal("a reply of ", payload.size(), " bytes announces ", header.bytes, " bytes of text");
   const std::string_view text(reinterpret_cast<const char*>(payload.data() + sizeof(header)), header.bytes);
-  if (header.code > static_cast<std::uint32_t>(StatusCode::kInternal))
+  if (header.code > static_cast<std::uint32_t>(kLastStatusCode))
     return Internal("a reply carries the unknown status ", header.code);
   if (header.code != 0) return Status(static_cast<StatusCode>(header.code), std::string(text));
   return text;
@@ -186,10 +186,11 @@ void DispatchReplyReader::GetRow(std::size_t pair, std::span<float> values) cons
   ReadRow(shape_.type, rows_.data() + pair * RowBytes(shape_), values);
 }
 
-std::size_t WriteControl(std::span<std::byte> buffer, MessageKind kind) {
+std::size_t WriteControl(std::span<std::byte> buffer, MessageKind kind, std::uint64_t generation) {
   RequestHeader header{};
   header.version = kVersion;
   header.kind = static_cast<std::uint32_t>(kind);
+  header.generation = generation;
   std::memcpy(buffer.data(), &header, sizeof(header));
   return sizeof(header);
 }
@@ -200,10 +201,40 @@ Result<MessageKind> ParseKind(std::span<const std::byte> payload) {
     case MessageKind::kDispatch:
     case MessageKind::kDescribe:
     case MessageKind::kShutdown:
-    case MessageKind::kAssign: return kind;
+    case MessageKind::kAssign:
+    case MessageKind::kPrepare:
+    case MessageKind::kPrepared:
+    case MessageKind::kDrop: return kind;
   }
   return Internal("a message of the unknown kind ", header.kind);
 }
+
+Result<std::uint64_t> ParseGeneration(std::span<const std::byte> payload) {
+  MOE_ASSIGN_OR_RETURN(const RequestHeader header, ReadHeader<RequestHeader>(payload));
+  return header.generation;
+}
+
+Result<std::size_t> WriteTextRequest(std::span<std::byte> buffer, MessageKind kind, std::string_view what,
+                                     std::string_view text) {
+  const std::size_t bytes = sizeof(RequestHeader) + text.size();
+  if (bytes > buffer.size())
+    return ResourceExhausted(what, " of ", bytes, " bytes is over the limit of ", buffer.size());
+  WriteControl(buffer, kind);
+  std::memcpy(buffer.data() + sizeof(RequestHeader), text.data(), text.size());
+  return bytes;
+}
+
+Result<std::string_view> ParseTextRequest(std::span<const std::byte> payload) {
+  MOE_RETURN_IF_ERROR(ReadHeader<RequestHeader>(payload).status());
+  return std::string_view(reinterpret_cast<const char*>(payload.data() + sizeof(RequestHeader)),
+                          payload.size() - sizeof(RequestHeader));
+}
+
+std::size_t WriteTextReply(std::span<std::byte> buffer, std::string_view text) {
+  return WriteReply(buffer, StatusCode::kOk, text);
+}
+
+Result<std::string_view> ParseTextReply(std::span<const std::byte> payload) { return ReadReply(payload); }
 
 std::size_t WriteFailure(std::span<std::byte> buffer, const Status& status) {
   MOE_CHECK(!status.ok());
@@ -232,11 +263,11 @@ std::size_t WriteDescription(std::span<std::byte> buffer, const WorkerDescriptio
                                {"control_address", d.control_address}};
   // A host's name or a path need not be UTF-8.
   const auto replace = nlohmann::json::error_handler_t::replace;
-  return WriteReply(buffer, StatusCode::kOk, json.dump(-1, ' ', false, replace));
+  return WriteTextReply(buffer, json.dump(-1, ' ', false, replace));
 }
 
 Result<WorkerDescription> ParseDescription(std::span<const std::byte> payload) {
-  MOE_ASSIGN_OR_RETURN(const std::string_view text, ReadReply(payload));
+  MOE_ASSIGN_OR_RETURN(const std::string_view text, ParseTextReply(payload));
   const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) return Internal("a worker's description is not a JSON object: ", text);
   try {
@@ -277,19 +308,11 @@ Result<std::size_t> WriteAssignment(std::span<std::byte> buffer, const WorkerAss
                                {"max_pairs", a.max_pairs},
                                {"load", a.load},
                                {"layers", std::move(layers)}};
-  const std::string text = json.dump();
-  const std::size_t bytes = sizeof(RequestHeader) + text.size();
-  if (bytes > buffer.size())
-    return ResourceExhausted("an assignment of ", bytes, " bytes is over the limit of ", buffer.size());
-  WriteControl(buffer, MessageKind::kAssign);
-  std::memcpy(buffer.data() + sizeof(RequestHeader), text.data(), text.size());
-  return bytes;
+  return WriteTextRequest(buffer, MessageKind::kAssign, "an assignment", json.dump());
 }
 
 Result<WorkerAssignment> ParseAssignment(std::span<const std::byte> payload) {
-  MOE_RETURN_IF_ERROR(ReadHeader<RequestHeader>(payload).status());
-  const std::string_view text(reinterpret_cast<const char*>(payload.data() + sizeof(RequestHeader)),
-                              payload.size() - sizeof(RequestHeader));
+  MOE_ASSIGN_OR_RETURN(const std::string_view text, ParseTextRequest(payload));
   const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) return Internal("an assignment is not a JSON object");
   try {

@@ -25,6 +25,9 @@ enum class MessageKind : std::uint32_t {
   kDescribe = 2,  // who are you, have you loaded; answered with a WorkerDescription
   kShutdown = 3,  // answered, then the worker ends
   kAssign = 4,    // host this shard; answered with a WorkerDescription once it is loaded, which may take minutes
+  kPrepare = 5,   // have another generation beside it (model/migration_format.h); answered at once
+  kPrepared = 6,  // how far is that; answered with a PreparationStatus
+  kDrop = 7,      // forget a generation; answered with a WorkerDescription
 };
 
 /// A request to compute `row` with the expert in `slot` of the receiving worker.
@@ -104,9 +107,19 @@ class DispatchReplyReader {
 };
 
 /// A request without a body.
-std::size_t WriteControl(std::span<std::byte> buffer, MessageKind kind);
+std::size_t WriteControl(std::span<std::byte> buffer, MessageKind kind, std::uint64_t generation = 0);
 /// The kind of any request.
 Result<MessageKind> ParseKind(std::span<const std::byte> payload);
+/// The generation that a request names in its header.
+Result<std::uint64_t> ParseGeneration(std::span<const std::byte> payload);
+/// A request with a text after its header. RESOURCE_EXHAUSTED naming `what` ("an assignment") when the buffer is too
+/// small.
+Result<std::size_t> WriteTextRequest(std::span<std::byte> buffer, MessageKind kind, std::string_view what,
+                                     std::string_view text);
+Result<std::string_view> ParseTextRequest(std::span<const std::byte> payload);
+/// A reply that is a text, cut to the buffer, and back: the failure when it was answered with one.
+std::size_t WriteTextReply(std::span<std::byte> buffer, std::string_view text);
+Result<std::string_view> ParseTextReply(std::span<const std::byte> payload);
 /// Any request may be answered with a failure instead.
 std::size_t WriteFailure(std::span<std::byte> buffer, const Status& status);
 

@@ -34,6 +34,20 @@ double SlowestTime(const LayerPlacement& layer, std::span<const double> load, st
   return *std::max_element(times.begin(), times.end());
 }
 
+/// What each worker has to get, (workers).
+std::vector<std::uint64_t> MovedTo(const Placement& from, const Placement& to) {
+  MOE_CHECK(from.layers.size() == to.layers.size() && from.workers == to.workers);
+  std::vector<std::uint64_t> moved(static_cast<std::size_t>(to.workers), 0);
+  for (std::size_t i = 0; i < to.layers.size(); ++i) {
+    for (std::size_t w = 0; w < moved.size(); ++w) {
+      const std::vector<int>& had = from.layers[i].slots[w];
+      for (const int expert : to.layers[i].slots[w])
+        if (std::find(had.begin(), had.end(), expert) == had.end()) ++moved[w];
+    }
+  }
+  return moved;
+}
+
 }  // namespace
 
 std::vector<double> WorkerTimes(const LayerPlacement& layer, std::span<const double> load,
@@ -105,16 +119,13 @@ double BestBalancedness(const PlacementProblem& problem) {
 }
 
 std::uint64_t ExpertsMoved(const Placement& from, const Placement& to) {
-  MOE_CHECK(from.layers.size() == to.layers.size() && from.workers == to.workers);
-  std::uint64_t moved = 0;
-  for (std::size_t i = 0; i < to.layers.size(); ++i) {
-    for (std::size_t w = 0; w < to.layers[i].slots.size(); ++w) {
-      const std::vector<int>& had = from.layers[i].slots[w];
-      for (const int expert : to.layers[i].slots[w])
-        if (std::find(had.begin(), had.end(), expert) == had.end()) ++moved;
-    }
-  }
-  return moved;
+  const std::vector<std::uint64_t> moved = MovedTo(from, to);
+  return std::accumulate(moved.begin(), moved.end(), std::uint64_t{0});
+}
+
+std::uint64_t MostExpertsMoved(const Placement& from, const Placement& to) {
+  const std::vector<std::uint64_t> moved = MovedTo(from, to);
+  return moved.empty() ? 0 : *std::max_element(moved.begin(), moved.end());
 }
 
 }  // namespace moe

@@ -43,5 +43,7 @@ double BestBalancedness(const PlacementProblem& problem);
 
 /// (layer, expert, worker) triples of `to` that `from` lacks: what workers have to get. Both have one shape.
 std::uint64_t ExpertsMoved(const Placement& from, const Placement& to);
+/// The same of the worker that has to get most.
+std::uint64_t MostExpertsMoved(const Placement& from, const Placement& to);
 
 }  // namespace moe

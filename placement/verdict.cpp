@@ -84,7 +84,8 @@ CandidateVerdict Judgement::Weigh(const Candidate& candidate) const {
   if (made.bytes_moved == 0u) {
     made.move_seconds = 0;
   } else if (made.bytes_moved && options_.migration_bytes_per_s > 0) {
-    made.move_seconds = static_cast<double>(*made.bytes_moved) / options_.migration_bytes_per_s;
+    const std::uint64_t most = MostExpertsMoved(*problem.current, candidate.placement) * problem.bytes_per_expert;
+    made.move_seconds = static_cast<double>(most) / options_.migration_bytes_per_s;
   }
   if (!CostKnown(input_)) return made;
   const StepCost& cost = input_.cost;
@@ -112,14 +113,14 @@ std::string Judgement::Gain(const CandidateVerdict& best) const {
              ShortSeconds(*best.step_seconds), ")");
 }
 
-/// "47 experts move, 1.60 GiB, in 16 s at 100 MiB/s".
+/// "47 experts move, 1.60 GiB, in 16 s at 100 MiB/s a worker".
 std::string Judgement::Effort(const CandidateVerdict& best) const {
   std::string text = Cat(best.experts_moved, best.experts_moved == 1 ? " expert moves" : " experts move");
   if (!best.bytes_moved) return text + " (nobody said how large one is)";
   text += Cat(", ", ShortBytes(static_cast<double>(*best.bytes_moved)));
   if (!best.move_seconds) return text;
-  return text +
-         Cat(", in ", ShortSeconds(*best.move_seconds), " at ", ShortBytes(options_.migration_bytes_per_s), "/s");
+  return text + Cat(", in ", ShortSeconds(*best.move_seconds), " at ", ShortBytes(options_.migration_bytes_per_s),
+                    "/s a worker");
 }
 
 std::string Judgement::LittleGain(const Verdict& verdict) const {

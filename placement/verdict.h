@@ -18,7 +18,7 @@ namespace moe {
 struct VerdictOptions {
   double least_gain = 0.05;          // share of a mean step that a move must win
   double horizon_seconds = 3'600;    // how long a load is trusted to last: by then a move must have been earned back
-  double migration_bytes_per_s = 0;  // 0: unknown
+  double migration_bytes_per_s = 0;  // that a worker gets at most; 0: without a limit, so that nobody knows how long
   double migration_slowdown = 0.05;  // share of the throughput that is lost while experts move
   double least_rows = 64;            // of an expert in a layer on average, which tell a load from chance
 };

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/machine.h"
 #include "kernels/kernels.h"
+#include "model/weights.h"
 #include "ranks/device_experts.h"
 #include "ranks/rank_device.h"
 
@@ -44,7 +46,7 @@ Result<std::unique_ptr<ExpertBackend>> MakeBackend(const RankSetup& setup, const
   }
   return MakeCpuExpertBackend(SimdKernels(), pool,
                               {.rows = MaxPairs(setup),
-                               .mlps = shard.most_slots(),
+                               .mlps = static_cast<std::size_t>(setup.config.num_experts()),  // in any placement
                                .hidden = setup.exchange.hidden,
                                .intermediate = WidestExpert(setup.config),
                                .type = setup.weight_types.mlps});
@@ -52,36 +54,57 @@ Result<std::unique_ptr<ExpertBackend>> MakeBackend(const RankSetup& setup, const
 
 }  // namespace
 
-ExpertHost::ExpertHost(const RankSetup& setup, ThreadPool& pool, ExpertShard shard,
+ExpertHost::ExpertHost(const RankSetup& setup, ThreadPool& pool, ExpertViews::Shard shard,
                        std::unique_ptr<ExpertBackend> backend)
     : pool_(pool),
-      hidden_(setup.exchange.hidden),
-      max_pairs_(MaxPairs(setup)),
-      shard_(std::move(shard)),
+      options_({.hidden = setup.exchange.hidden,
+                .max_pairs = MaxPairs(setup),
+                .max_slots = static_cast<std::size_t>(setup.config.num_experts())}),
+      first_shard_(std::move(shard)),
       backend_(std::move(backend)),
+      views_({.config = setup.config,
+              .types = setup.weight_types,
+              .load =
+                  [&setup](int layer, int expert) {
+                    return LoadExpertWeights(setup.config, *setup.checkpoint, layer, expert, setup.weight_form());
+                  },
+              .free_memory = FreeMemoryBytes,
+              .on_hosted =
+                  [this](const HostedExperts& hosted) {
+                    if (on_hosted_) on_hosted_(hosted);
+                  }}),
       description_(DescribeRank(setup)) {
   description_.device = std::string(backend_->device());
-  description_.generation = shard_.generation();
-  for (const ExpertShard::Layer& layer : shard_.layers()) description_.slots += layer.experts.size();
-  description_.parameters = shard_.parameters();
-  description_.weight_bytes = shard_.bytes();
 }
 
 Result<std::unique_ptr<ExpertHost>> ExpertHost::Load(const RankSetup& setup, const Placement& placement,
                                                      WorkerId worker, ThreadPool& pool) {
-  MOE_ASSIGN_OR_RETURN(ExpertShard shard, ExpertShard::Load(setup.config, *setup.checkpoint, placement, worker,
-                                                            setup.weight_form(), pool));
-  MOE_ASSIGN_OR_RETURN(std::unique_ptr<ExpertBackend> backend, MakeBackend(setup, shard, pool));
+  MOE_ASSIGN_OR_RETURN(ExpertShard loaded, ExpertShard::Load(setup.config, *setup.checkpoint, placement, worker,
+                                                             setup.weight_form(), pool));
+  auto shard = std::make_shared<const ExpertShard>(std::move(loaded));  // a device knows its layers by where they are
+  MOE_ASSIGN_OR_RETURN(std::unique_ptr<ExpertBackend> backend, MakeBackend(setup, *shard, pool));
   return std::unique_ptr<ExpertHost>(new ExpertHost(setup, pool, std::move(shard), std::move(backend)));
 }
 
-std::unique_ptr<Worker> ExpertHost::MakeWorker(WorkerTotals& totals, Worker::Observer observer) {
-  return std::make_unique<Worker>(WorkerOptions{.hidden = hidden_, .max_pairs = max_pairs_}, description_, shard_,
-                                  *backend_, pool_, totals, std::move(observer));
+Result<std::unique_ptr<ExpertHost>> ExpertHost::Load(const RankSetup& setup, WorkerId worker, ThreadPool& pool) {
+  MOE_ASSIGN_OR_RETURN(std::unique_ptr<ExpertHost> host, Load(setup, setup.placement, worker, pool));
+  host->views_.HoldForAll(setup.placement.generation, host->TakeFirstShard());
+  return host;
+}
+
+void ExpertHost::SetAddresses(const std::string& metrics, const std::string& control) {
+  description_.metrics_address = metrics;
+  description_.control_address = control;
+}
+
+std::unique_ptr<Worker> ExpertHost::MakeWorker(WorkerTotals& totals, Worker::Describe describe,
+                                               Worker::Observer observer) {
+  return std::make_unique<Worker>(options_, std::move(describe), views_, *backend_, pool_, totals,
+                                  std::move(observer));
 }
 
 Status ExpertHost::Run(WorkerEndpoint& endpoint, Worker::Observer observer) {
-  return MakeWorker(totals_, std::move(observer))->Run(endpoint);
+  return MakeWorker(totals_, [this] { return description_; }, std::move(observer))->Run(endpoint);
 }
 
 Status ServeExperts(const RankSetup& setup, WorkerId worker, ThreadPool& pool, WorkerEndpoint& endpoint) {

@@ -27,23 +27,22 @@ Placement PlacementOf(const WorkerAssignment& assignment, int num_experts) {
   return placement;
 }
 
+/// Whether two routers mean the same by this worker.
+bool SameWorker(const WorkerAssignment& a, const WorkerAssignment& b) {
+  return a.worker == b.worker && a.workers == b.workers;
+}
+
 /// "worker 1 of 3, generation 1": what two routers can disagree about.
 std::string Words(const WorkerAssignment& a) {
   return Cat("worker ", a.worker, " of ", a.workers, ", generation ", a.generation);
 }
 
-Status CheckLayer(const WorkerAssignment::Layer& layer, int num_experts) {
-  std::vector<bool> here(static_cast<std::size_t>(num_experts), false);
-  for (const int expert : layer.slots) {
-    if (expert < 0 || expert >= num_experts)
-      return InvalidArgument("layer ", layer.layer, " of the assignment: expert ", expert, " is not in 0 … ",
-                             num_experts - 1);
-    if (here[static_cast<std::size_t>(expert)])
-      return InvalidArgument("layer ", layer.layer, " of the assignment: expert ", expert, " is there twice");
-    here[static_cast<std::size_t>(expert)] = true;
-  }
-  return Status::Ok();
+std::function<bool(int)> Attached(const WorkerEndpoint& endpoint) {
+  return [&endpoint](int router) { return endpoint.attached(router); };
 }
+
+/// The placement that a router starts with.
+constexpr std::uint64_t kFirstGeneration = 1;
 
 }  // namespace
 
@@ -51,7 +50,7 @@ FleetWorker::FleetWorker(const RankSetup& setup, ThreadPool& pool, WorkerDescrip
     : setup_(setup), pool_(pool), observers_(std::move(observers)), description_(std::move(description)) {}
 
 FleetWorker::~FleetWorker() {
-  if (loading_) loading_->thread.join();
+  if (loading_ && loading_->thread.joinable()) loading_->thread.join();
 }
 
 WorkerDescription FleetWorker::description() const {
@@ -68,7 +67,7 @@ std::optional<WorkerAssignment> FleetWorker::assignment() const {
 
 Status FleetWorker::Run(WorkerEndpoint& endpoint) {
   while (true) {
-    if (loading_ && loading_->done) MOE_RETURN_IF_ERROR(FinishLoad(endpoint));
+    if (loading_ && loading_->done()) MOE_RETURN_IF_ERROR(FinishLoad(endpoint));
     const bool stop = stop_;
     const Deadline deadline = stop ? TimePoint() : After(loading_ ? kLoadingPause : kIdlePause);
     const Result<std::optional<IncomingRequest>> received = endpoint.Receive(deadline);
@@ -80,6 +79,7 @@ Status FleetWorker::Run(WorkerEndpoint& endpoint) {
     }
     const std::optional<IncomingRequest>& request = *received;
     if (!request && stop) return Status::Ok();
+    if (!request && host_) host_->views().DropDetached(Attached(endpoint), /*prepared_alone=*/true);
     if (request) MOE_RETURN_IF_ERROR(Answer(endpoint, *request).status());
   }
 }
@@ -99,7 +99,9 @@ Result<bool> FleetWorker::Answer(WorkerEndpoint& endpoint, const IncomingRequest
     if (!answer) return false;
     bytes = *answer;
   } else if (worker_) {
-    bytes = worker_->Answer(*kind, request.payload, reply);
+    // What the gone have left makes room.
+    if (*kind == MessageKind::kPrepare) host_->views().DropDetached(Attached(endpoint), /*prepared_alone=*/false);
+    bytes = worker_->Answer(*kind, request, reply);
   } else {
     bytes = WriteFailure(reply, Unavailable("no shard is loaded here"));
   }
@@ -115,12 +117,17 @@ std::optional<std::size_t> FleetWorker::Assign(WorkerEndpoint& endpoint, const I
   if (const Status status = Check(*wanted); !status.ok()) return WriteFailure(reply, status);
   if (const Status status = MayHost(endpoint, request.router, *wanted); !status.ok())
     return WriteFailure(reply, status);
-  if (host_ && hosted_ == *wanted) {
-    if (std::ranges::find(holders_, request.router) == holders_.end()) holders_.push_back(request.router);
-    return WriteDescription(reply, description());
+  if (host_ && SameWorker(*hosted_, *wanted)) {
+    if (const ExpertViews::Shard shard = host_->views().FindSame(wanted->layers)) {
+      Host(request.router, *wanted, shard);
+      return WriteDescription(reply, description());
+    }
   }
   if (!may_load) return WriteFailure(reply, Unavailable("the shard that the router expects is not loaded here"));
-  if (!loading_) BeginLoad(*std::move(wanted));
+  if (!loading_) {
+    const Status status = BeginLoad(endpoint, request.router, *std::move(wanted));
+    if (!status.ok()) return WriteFailure(reply, status);
+  }
   loading_->waiting.push_back(request);
   return std::nullopt;
 }
@@ -144,7 +151,8 @@ Status FleetWorker::Check(const WorkerAssignment& wanted) const {
     return InvalidArgument("the assignment's layers are not the ", sparse.size(), " sparse ones of the model");
   std::uint64_t bytes = 0;
   for (const WorkerAssignment::Layer& layer : wanted.layers) {
-    MOE_RETURN_IF_ERROR(CheckLayer(layer, setup_.config.num_experts()));
+    if (const Status status = CheckSlots(layer, setup_.config.num_experts()); !status.ok())
+      return status.WithContext("the assignment");
     bytes += layer.slots.size() * ExpertBytes(setup_.config, layer.layer, setup_.weight_types);
   }
   if (const std::uint64_t memory = MachineMemoryBytes(); bytes > memory)
@@ -152,28 +160,59 @@ Status FleetWorker::Check(const WorkerAssignment& wanted) const {
   return Status::Ok();
 }
 
-Status FleetWorker::MayHost(const WorkerEndpoint& endpoint, int router, const WorkerAssignment& wanted) {
-  std::erase_if(holders_, [&](int holder) { return !endpoint.attached(holder); });
+bool FleetWorker::OthersAttached(const WorkerEndpoint& endpoint, int router) const {
+  if (!host_) return false;
+  return std::ranges::any_of(host_->views().holdings(), [&](const ExpertViews::Holding& holding) {
+    return holding.router != router && endpoint.attached(holding.router);
+  });
+}
+
+Status FleetWorker::MayHost(const WorkerEndpoint& endpoint, int router, const WorkerAssignment& wanted) const {
   if (loading_) {
     if (loading_->assignment == wanted) return Status::Ok();
     return Unavailable("it is loading its shard as ", Words(loading_->assignment), ", the router wants ", Words(wanted),
                        " or other experts");
   }
-  if (!host_ || hosted_ == wanted) return Status::Ok();
-  const bool others = std::ranges::any_of(holders_, [&](int holder) { return holder != router; });
-  if (!others) return Status::Ok();
+  if (!OthersAttached(endpoint, router)) return Status::Ok();
+  const bool known = host_->views().FindSame(wanted.layers) != nullptr;
+  const auto moved = [&](const ExpertViews::Holding& holding) {
+    return endpoint.attached(holding.router) && holding.generation > kFirstGeneration;
+  };
+  const bool may_differ =
+      wanted.generation > kFirstGeneration || std::ranges::any_of(host_->views().holdings(), moved);
+  if (SameWorker(*hosted_, wanted) && (known || may_differ)) return Status::Ok();
   return InvalidArgument("another router has made it ", Words(*hosted_), "; this router wants ", Words(wanted),
                          " or other experts");
 }
 
-void FleetWorker::BeginLoad(WorkerAssignment assignment) {
+Status FleetWorker::BeginLoad(const WorkerEndpoint& endpoint, int router, WorkerAssignment assignment) {
+  if (OthersAttached(endpoint, router)) return BeginLoadBeside(endpoint, std::move(assignment));
+  LoadInstead(std::move(assignment));
+  return Status::Ok();
+}
+
+Status FleetWorker::BeginLoadBeside(const WorkerEndpoint& endpoint, WorkerAssignment assignment) {
+  MOE_RETURN_IF_ERROR(host_->backend().CheckMigration());
+  ExpertViews& views = host_->views();
+  views.DropDetached(Attached(endpoint), /*prepared_alone=*/false);
+  ExpertShard shard = ExpertShard::Unloaded(
+      setup_.config, PlacementOf(assignment, setup_.config.num_experts()), WorkerId(static_cast<int>(assignment.worker)));
+  views.Share(shard);
+  MOE_RETURN_IF_ERROR(views.CheckMemory(shard));
+  loading_ = std::make_unique<Loading>();
+  loading_->assignment = std::move(assignment);
+  loading_->beside = std::make_unique<ShardLoading>(
+      ShardLoading::Options{.shard = std::move(shard), .load = views.loader(), .bytes_per_s = 0, .checks = {}});
+  return Status::Ok();
+}
+
+void FleetWorker::LoadInstead(WorkerAssignment assignment) {
   worker_.reset();
   host_.reset();  // there may not be room for both
-  holders_.clear();
   {
     const std::lock_guard lock(mutex_);
     hosted_.reset();
-    description_.generation = description_.slots = description_.parameters = description_.weight_bytes = 0;
+    description_ = WithHosted(description_, {});
   }
   loading_ = std::make_unique<Loading>();
   loading_->assignment = std::move(assignment);
@@ -181,33 +220,56 @@ void FleetWorker::BeginLoad(WorkerAssignment assignment) {
     const WorkerAssignment& a = loading.assignment;
     loading.host = ExpertHost::Load(setup_, PlacementOf(a, setup_.config.num_experts()),
                                     WorkerId(static_cast<int>(a.worker)), pool_);
-    loading.done = true;
+    loading.loaded = true;
   });
 }
 
-Status FleetWorker::FinishLoad(WorkerEndpoint& endpoint) {
-  loading_->thread.join();
-  const std::unique_ptr<Loading> loaded = std::move(loading_);
-  Status outcome = loaded->host.status();
-  if (outcome.ok()) {
-    host_ = *std::move(loaded->host);
-    worker_ = host_->MakeWorker(totals_, observers_.on_dispatch);
-    const std::lock_guard lock(mutex_);
-    hosted_ = loaded->assignment;
-    const WorkerDescription& figures = host_->description();
-    description_.generation = figures.generation;
-    description_.slots = figures.slots;
-    description_.parameters = figures.parameters;
-    description_.weight_bytes = figures.weight_bytes;
+Result<ExpertViews::Shard> FleetWorker::TakeLoaded(Loading& loaded) {
+  if (loaded.beside) {
+    MOE_RETURN_IF_ERROR(loaded.beside->outcome());
+    return ExpertViews::Shard(std::make_shared<const ExpertShard>(loaded.beside->TakeShard()));
   }
-  if (outcome.ok() && observers_.on_loaded) observers_.on_loaded(description());
+  MOE_RETURN_IF_ERROR(loaded.host.status());
+  host_ = *std::move(loaded.host);
+  host_->OnHosted([this](const HostedExperts& hosted) { ShowHosted(hosted); });
+  const auto describe = [this] { return description(); };
+  worker_ = host_->MakeWorker(totals_, describe, observers_.on_dispatch);
+  return host_->TakeFirstShard();
+}
+
+Status FleetWorker::FinishLoad(WorkerEndpoint& endpoint) {
+  const std::unique_ptr<Loading> loaded = std::move(loading_);
+  if (loaded->thread.joinable()) loaded->thread.join();
+  const Result<ExpertViews::Shard> shard = TakeLoaded(*loaded);
+  for (const IncomingRequest& request : loaded->waiting)
+    if (shard.ok()) Host(request.router, loaded->assignment, *shard);
+  if (shard.ok() && observers_.on_loaded) observers_.on_loaded(description());
   for (const IncomingRequest& request : loaded->waiting) {
     const std::span<std::byte> reply = endpoint.reply_buffer(request);
-    const std::size_t bytes = outcome.ok() ? WriteDescription(reply, description()) : WriteFailure(reply, outcome);
+    const std::size_t bytes = shard.ok() ? WriteDescription(reply, description()) : WriteFailure(reply, shard.status());
     MOE_RETURN_IF_ERROR(endpoint.Reply(request, bytes));
-    if (outcome.ok()) holders_.push_back(request.router);
   }
   return Status::Ok();
+}
+
+void FleetWorker::Host(int router, const WorkerAssignment& assignment, ExpertViews::Shard shard) {
+  {
+    const std::lock_guard lock(mutex_);
+    hosted_ = assignment;
+  }
+  host_->views().Hold(router, assignment.generation, std::move(shard));
+}
+
+void FleetWorker::ShowHosted(const HostedExperts& hosted) {
+  {
+    const std::lock_guard lock(mutex_);
+    description_ = WithHosted(description_, hosted);
+    hosted_->generation = hosted.generation;
+    hosted_->layers.clear();
+    for (const HostedExperts::Layer& layer : hosted.layers)
+      hosted_->layers.push_back({.layer = layer.layer, .slots = layer.experts});
+  }
+  if (observers_.on_hosted) observers_.on_hosted(description());
 }
 
 }  // namespace moe

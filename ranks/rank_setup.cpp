@@ -10,6 +10,7 @@
 #include "core/machine.h"
 #include "kernels/kernels.h"
 #include "model/json.h"
+#include "model/migration_format.h"
 #include "model/tensor_check.h"
 #include "model/weight_bytes.h"
 #include "placement/loads_file.h"
@@ -171,6 +172,14 @@ void PlanExchange(const RankOptions& options, RankSetup& setup) {
   setup.transport_limits.payload_checksums = options.wire_checksum;
 }
 
+/// So that a worker can be told what to host, and what to prepare when experts move.
+void MakeRoomForShards(RankSetup& setup) {
+  const std::size_t layers = setup.config.sparse_layers().size();
+  const std::size_t slots = layers * static_cast<std::size_t>(setup.config.num_experts());
+  std::size_t& bytes = setup.transport_limits.max_request_bytes;
+  bytes = std::max({bytes, AssignmentBytes(setup), MaxPreparationBytes(layers, slots)});
+}
+
 /// Every rank of a job notes the dial; the router alone needs what it leads to.
 Status ForceRouting(const RankOptions& options, RankSetup& setup) {
   MOE_ASSIGN_OR_RETURN(setup.routing, ParseRouting(options.routing));
@@ -218,6 +227,7 @@ Result<RankSetup> PrepareRank(const RankOptions& options, const RankPlace& place
   MOE_RETURN_IF_ERROR(CheckMemory(options, place, setup));
   MOE_RETURN_IF_ERROR(ForceRouting(options, setup));
   PlanExchange(options, setup);
+  MakeRoomForShards(setup);
   return setup;
 }
 
@@ -231,18 +241,13 @@ Result<RankSetup> PrepareFleetWorker(const RankOptions& options) {
   setup.exchange.max_micro_batches = kMaxMicroBatches;
   setup.transport_limits = ExpertExchange::Limits(setup.exchange);
   setup.transport_limits.payload_checksums = options.wire_checksum;
-  MakeRoomForAssignments(setup);
+  MakeRoomForShards(setup);
   return setup;
 }
 
 std::size_t AssignmentBytes(const RankSetup& setup) {
   const std::size_t layers = setup.config.sparse_layers().size();
   return MaxAssignmentBytes(layers, layers * static_cast<std::size_t>(setup.config.num_experts()));
-}
-
-void MakeRoomForAssignments(RankSetup& setup) {
-  std::size_t& bytes = setup.transport_limits.max_request_bytes;
-  bytes = std::max(bytes, AssignmentBytes(setup));
 }
 
 ThreadPool::Options PoolOptions(const RankSetup& setup) {

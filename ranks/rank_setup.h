@@ -119,8 +119,6 @@ Result<RankSetup> PrepareRank(const RankOptions& options, const RankPlace& place
 Result<RankSetup> PrepareFleetWorker(const RankOptions& options);
 /// Of a request that tells any worker of this model its shard.
 std::size_t AssignmentBytes(const RankSetup& setup);
-/// Raises the limits so that there is room for one.
-void MakeRoomForAssignments(RankSetup& setup);
 
 /// The pool that this rank computes with.
 ThreadPool::Options PoolOptions(const RankSetup& setup);

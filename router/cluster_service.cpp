@@ -3,6 +3,9 @@
 #include <grpcpp/grpcpp.h>
 #include <moe/v1/cluster.grpc.pb.h>
 
+#include <algorithm>
+#include <limits>
+
 #include "model/json.h"
 #include "placement/figures.h"
 #include "placement/load_window.h"
@@ -33,32 +36,56 @@ void WriteHosted(const Placement& placement, std::size_t worker, v1::RankState& 
   }
 }
 
-// The part that never changes.
-v1::ClusterState FixedState(const ClusterSetup& setup) {
+// All but what changes with every call: the load, who is there, what moves.
+v1::ClusterState StateOf(const ClusterSetup& setup, const Placement& placement,
+                         const std::vector<WorkerDescription>& workers) {
   v1::ClusterState state;
   state.set_transport(setup.transport);
   state.set_backend(setup.backend);
   state.set_weight_type(setup.weight_type);
   state.set_routing(setup.routing);
-  state.set_placement_generation(setup.placement.generation);
   state.set_expert_bytes(setup.bytes_per_expert);
+  state.set_placement_generation(placement.generation);
   WriteParameters(setup.parameters, *state.mutable_parameters());
   v1::RankState& router = *state.add_ranks();
   WriteRank(setup.router, setup.topology.router(), router);
   router.set_role(setup.topology.embedded ? "both" : "router");
   router.set_dense_parameters(setup.router.parameters);
-  for (std::size_t w = 0; w < setup.workers.size(); ++w) {
+  for (std::size_t w = 0; w < workers.size(); ++w) {
     v1::RankState& rank = setup.topology.embedded ? router : *state.add_ranks();
     const std::uint64_t dense_bytes = rank.weight_bytes();
     if (!setup.topology.embedded) {
-      WriteRank(setup.workers[w], setup.topology.rank(WorkerId(static_cast<int>(w))), rank);
+      WriteRank(workers[w], setup.topology.rank(WorkerId(static_cast<int>(w))), rank);
       rank.set_role("worker");
     }
-    rank.set_weight_bytes(setup.workers[w].weight_bytes + dense_bytes);
-    rank.set_expert_parameters(setup.workers[w].parameters);
-    WriteHosted(setup.placement, w, rank);
+    rank.set_weight_bytes(workers[w].weight_bytes + dense_bytes);
+    rank.set_expert_parameters(workers[w].parameters);
+    WriteHosted(placement, w, rank);
   }
   return state;
+}
+
+v1::MigrationPhase PhaseOf(MigrationPhase phase) {
+  switch (phase) {
+    case MigrationPhase::kIdle: return v1::MIGRATION_PHASE_IDLE;
+    case MigrationPhase::kPrepare:
+    case MigrationPhase::kLoad:
+    case MigrationPhase::kSwitch: return v1::MIGRATION_PHASE_LOADING;
+    case MigrationPhase::kDropOld: return v1::MIGRATION_PHASE_DROPPING;
+    case MigrationPhase::kDropNew: return v1::MIGRATION_PHASE_ABANDONING;
+  }
+  return v1::MIGRATION_PHASE_UNSPECIFIED;
+}
+
+void WriteMigration(const MigrationProgress& progress, v1::MigrationState& state) {
+  state.set_phase(PhaseOf(progress.phase));
+  state.set_generation(progress.generation);
+  state.set_moved_experts(progress.moved_experts);
+  state.set_loaded_bytes(progress.loaded_bytes);
+  state.set_finished(progress.finished);
+  state.set_failed(progress.failed);
+  constexpr std::size_t kMostWords = 1000;
+  state.set_last_failure(Printable(progress.last_failure, kMostWords));
 }
 
 void WriteLoad(const ModelConfig& config, const LoadWindow& window, const RoutingHealth& health,
@@ -160,18 +187,38 @@ void WritePlacement(const Placement& placement, v1::Placement& message) {
   }
 }
 
+// Over any int of ours, as CheckPlacement wants to name it.
+int Clamped(std::uint32_t value) {
+  return static_cast<int>(std::min<std::uint32_t>(value, std::numeric_limits<int>::max()));
+}
+
+Placement ReadPlacement(const v1::Placement& message) {
+  Placement placement{
+      .num_experts = Clamped(message.num_experts()), .workers = Clamped(message.workers()), .layers = {}};
+  for (const v1::PlacementLayer& placed : message.layers()) {
+    LayerPlacement& layer =
+        placement.layers.emplace_back(LayerPlacement{.layer = Clamped(placed.layer()), .slots = {}});
+    for (const v1::WorkerSlots& worker : placed.workers()) {
+      std::vector<int>& slots = layer.slots.emplace_back();
+      for (const std::uint32_t expert : worker.experts()) slots.push_back(Clamped(expert));
+    }
+  }
+  return placement;
+}
+
 }  // namespace
 
 class ClusterService::Impl final : public v1::Cluster::CallbackService {
  public:
   Impl(ClusterSetup setup, const ModelConfig& config, Router& router)
-      : setup_(std::move(setup)), config_(config), router_(router), fixed_(FixedState(setup_)) {}
+      : setup_(std::move(setup)), config_(config), router_(router) {}
 
   grpc::ServerUnaryReactor* GetCluster(grpc::CallbackServerContext* context, const v1::GetClusterRequest* request,
                                        v1::ClusterState* response) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    *response = fixed_;
-    if (setup_.presence) WritePresence(setup_.presence(), *response);
+    *response = State();
+    if (const MigrationProgress progress = router_.migration(); progress.generation > 0)
+      WriteMigration(progress, *response->mutable_migration());
     response->set_draining(router_.draining());
     if (setup_.trace != nullptr)
       if (const auto progress = setup_.trace->progress()) WriteTrace(*progress, *response->mutable_trace());
@@ -192,7 +239,7 @@ class ClusterService::Impl final : public v1::Cluster::CallbackService {
   grpc::ServerUnaryReactor* GetPlacement(grpc::CallbackServerContext* context, const v1::GetPlacementRequest*,
                                          v1::Placement* response) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    WritePlacement(setup_.placement, *response);
+    WritePlacement(PlacementInForce(), *response);
     reactor->Finish(grpc::Status::OK);
     return reactor;
   }
@@ -208,6 +255,15 @@ class ClusterService::Impl final : public v1::Cluster::CallbackService {
       }
       reactor->Finish(ToGrpc(advice.status()));
     });
+    return reactor;
+  }
+
+  grpc::ServerUnaryReactor* SetPlacement(grpc::CallbackServerContext* context, const v1::SetPlacementRequest* request,
+                                         v1::SetPlacementResponse* response) override {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    const Result<std::uint64_t> generation = router_.BeginMigration(ReadPlacement(request->placement()));
+    if (generation.ok()) response->set_generation(*generation);
+    reactor->Finish(ToGrpc(generation.status()));
     return reactor;
   }
 
@@ -241,12 +297,25 @@ class ClusterService::Impl final : public v1::Cluster::CallbackService {
   }
 
  private:
-  void WritePresence(const std::vector<WorkerPresence>& workers, v1::ClusterState& state) const {
-    for (std::size_t w = 0; w < workers.size(); ++w) {
-      v1::RankState& rank = *state.mutable_ranks(static_cast<int>(w) + 1);
-      WriteRank(workers[w].description, setup_.topology.rank(WorkerId(static_cast<int>(w))), rank);
-      rank.set_up(workers[w].up);
+  Placement PlacementInForce() const {
+    const std::shared_ptr<const Placement> placement = router_.placement();
+    return placement == nullptr ? Placement{.workers = setup_.topology.workers} : *placement;
+  }
+
+  v1::ClusterState State() const {
+    std::vector<WorkerDescription> workers = setup_.workers;
+    if (setup_.presence) {
+      const std::vector<WorkerPresence> presence = setup_.presence();
+      for (std::size_t w = 0; w < presence.size(); ++w) workers[w] = presence[w].description;
+      v1::ClusterState state = StateOf(setup_, PlacementInForce(), workers);
+      for (std::size_t w = 0; w < presence.size(); ++w)
+        state.mutable_ranks(static_cast<int>(w) + 1)->set_up(presence[w].up);
+      return state;
     }
+    const std::vector<WorkerDescription> migrated = router_.migrated_workers();
+    for (std::size_t w = 0; w < migrated.size(); ++w)
+      if (!migrated[w].host.empty()) workers[w] = migrated[w];
+    return StateOf(setup_, PlacementInForce(), workers);
   }
 
   void WriteTotals(v1::ClusterState& state) const {
@@ -267,7 +336,6 @@ class ClusterService::Impl final : public v1::Cluster::CallbackService {
   const ClusterSetup setup_;
   const ModelConfig& config_;
   Router& router_;
-  const v1::ClusterState fixed_;
 };
 
 ClusterService::ClusterService(ClusterSetup setup, const ModelConfig& config, Router& router)

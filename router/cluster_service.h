@@ -1,5 +1,5 @@
-// moe.v1.Cluster: who is there, who hosts what, what it carries, whether experts should move; traces of who went where.
-// This version answers all but SetPlacement, which is UNIMPLEMENTED.
+// moe.v1.Cluster: who is there, who hosts what, what it carries, whether experts should move and moves of them; traces
+// of who went where.
 #pragma once
 
 #include <functional>
@@ -11,7 +11,6 @@
 #include "model/config.h"
 #include "model/dispatch_format.h"
 #include "model/parameter_count.h"
-#include "placement/placement.h"
 #include "router/balancer.h"
 #include "router/router.h"
 #include "router/trace_control.h"
@@ -36,7 +35,6 @@ struct ClusterSetup {
   std::string weight_type;
   std::string routing = "gate";
   ParameterCount parameters;
-  Placement placement;
   WorkerDescription router;                // parameters and bytes: its dense part
   std::vector<WorkerDescription> workers;  // by worker
   std::function<void()> drain;             // begins one

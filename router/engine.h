@@ -79,6 +79,8 @@ class Engine {
   Status Step(std::span<const Chunk> chunks);
 
   MicroBatchChoice& micro_batch_choice() { return choice_; }
+  /// Null for a model without experts.
+  ExpertExchange* exchange() { return exchange_; }
 
   /// Between two steps: from now on they are recorded, until this is called with null. The recorder lives until then.
   void Record(TraceRecorder* recorder) { recorder_ = recorder; }

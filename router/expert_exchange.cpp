@@ -25,16 +25,17 @@ TransportLimits ExpertExchange::Limits(const Options& options) {
                               .type = options.type};
   return {.max_request_bytes = std::max(DispatchBytes(largest), kMaxControlBytes),
           .max_reply_bytes = std::max(DispatchReplyBytes(largest), kMaxControlBytes),
-          // Micro-batches, or one exchange and another thing to say beside it.
-          .max_exchanges = std::max(2, static_cast<int>(options.max_micro_batches))};
+          // Micro-batches, and what is asked beside them.
+          .max_exchanges = static_cast<int>(options.max_micro_batches) + 1};
 }
 
-ExpertExchange::ExpertExchange(Options options, Transport& transport, const Placement& placement,
-                               const Kernels& kernels, ThreadPool& pool, ExchangeObserver* observer)
+ExpertExchange::ExpertExchange(Options options, Transport& transport, Placement placement, const Kernels& kernels,
+                               ThreadPool& pool, ExchangeObserver* observer)
     : options_(options),
       transport_(&transport),
-      placement_(placement),
-      replicas_(placement),
+      attached_(AllWorkers(transport.num_workers())),
+      placement_(std::move(placement)),
+      replicas_(placement_),
       kernels_(kernels),
       pool_(pool),
       observer_(observer),
@@ -49,6 +50,11 @@ ExpertExchange::ExpertExchange(Options options, Transport& transport, const Plac
     flight.shapes.resize(workers_.size());
     flight.replies.resize(workers_.size());
   }
+  aside_ = transport.MakeExchange();
+}
+
+ExpertExchange::~ExpertExchange() {
+  if (aside_under_way_) (void)aside_->Wait(After(options_.timeout));  // the transport has told its failure
 }
 
 void ExpertExchange::Unbind() {
@@ -56,16 +62,53 @@ void ExpertExchange::Unbind() {
     flight.under_way = false;
     flight.exchange.reset();
   }
+  aside_under_way_ = false;
+  aside_.reset();
   transport_ = nullptr;
+  ++bindings_;
 }
 
 void ExpertExchange::Rebind(Transport* transport, const WorkerMask& workers) {
   Unbind();
+  attached_ = workers;
   replicas_ = ReplicaTable(placement_, workers);
   transport_ = transport;
   if (transport == nullptr) return;
   MOE_CHECK(static_cast<std::size_t>(transport->num_workers()) == workers_.size());
   for (Flight& flight : flights_) flight.exchange = transport->MakeExchange();
+  aside_ = transport->MakeExchange();
+}
+
+void ExpertExchange::SwitchTo(Placement placement) {
+  placement_ = std::move(placement);
+  replicas_ = ReplicaTable(placement_, attached_);
+}
+
+Status ExpertExchange::StartAside(std::span<const std::size_t> request_bytes) {
+  MOE_CHECK(!aside_under_way_, "one question at a time");
+  if (transport_ == nullptr) return Unavailable("no worker is there");
+  aside_bytes_.assign(request_bytes.begin(), request_bytes.end());
+  aside_sent_ = Clock::now();
+  if (Status status = aside_->Start(request_bytes); !status.ok()) {
+    Blame(*aside_, aside_bytes_, status);
+    return status;
+  }
+  aside_under_way_ = true;
+  return Status::Ok();
+}
+
+Result<bool> ExpertExchange::PollAside() {
+  MOE_CHECK(aside_under_way_);
+  Result<bool> done = aside_->Poll();
+  // Workers answer in order, so its time begins when the exchange before it has been answered.
+  if (done.ok() && !*done && Clock::now() >= std::max(aside_sent_, received_) + options_.timeout) {
+    constexpr std::chrono::milliseconds kLastLook{100};  // what has come during a long step
+    const Status status = aside_->Wait(After(kLastLook));
+    done = status.ok() ? Result<bool>(true) : Result<bool>(status);
+  }
+  if (!done.ok()) Blame(*aside_, aside_bytes_, done.status());
+  if (!done.ok() || *done) aside_under_way_ = false;
+  return done;
 }
 
 Status ExpertExchange::WhyUnserved(std::size_t sparse_index, std::size_t expert) const {
@@ -99,7 +142,7 @@ Status ExpertExchange::Start(const LayerInput& input) {
   flight.asked = std::ranges::any_of(flight.request_bytes, [](std::size_t bytes) { return bytes > 0; });
   if (flight.asked) {
     if (Status status = flight.exchange->Start(flight.request_bytes); !status.ok()) {
-      Blame(flight, status);
+      Blame(*flight.exchange, flight.request_bytes, status);
       return status;
     }
   }
@@ -121,7 +164,7 @@ Status ExpertExchange::Receive(Flight& flight, const LayerOutput& output) {
   // Workers answer in order, so a request's time begins when the one before it has been answered.
   if (flight.asked) {
     if (Status status = flight.exchange->Wait(std::max(flight.sent, received_) + options_.timeout); !status.ok()) {
-      Blame(flight, status);
+      Blame(*flight.exchange, flight.request_bytes, status);
       return status;
     }
   }
@@ -144,14 +187,16 @@ void ExpertExchange::EndOthers() {
     if (flight.asked && !flight.exchange->Wait(deadline).ok())
       return;  // as good as told: the transport's failure is for good
   }
+  if (aside_under_way_ && aside_->Wait(deadline).ok()) aside_under_way_ = false;
 }
 
-void ExpertExchange::Blame(const Flight& flight, const Status& failure) {
+void ExpertExchange::Blame(const Exchange& exchange, std::span<const std::size_t> request_bytes,
+                           const Status& failure) {
   blame_ = {.workers = NoWorkers(static_cast<int>(workers_.size())),
             .certain = failure.code() == StatusCode::kDeadlineExceeded};
   for (std::size_t w = 0; w < workers_.size(); ++w) {
-    const bool answered = flight.exchange->completed_at(WorkerId(static_cast<int>(w))) != TimePoint();
-    blame_.workers[w] = flight.request_bytes[w] > 0 && !answered ? 1 : 0;
+    const bool answered = exchange.completed_at(WorkerId(static_cast<int>(w))) != TimePoint();
+    blame_.workers[w] = request_bytes[w] > 0 && !answered ? 1 : 0;
   }
 }
 

@@ -67,16 +67,40 @@ class ExpertExchange {
   static TransportLimits Limits(const Options& options);
 
   /// Everything given by reference outlives this, but the transport only until the next Rebind.
-  ExpertExchange(Options options, Transport& transport, const Placement& placement, const Kernels& kernels,
-                 ThreadPool& pool, ExchangeObserver* observer);
+  ExpertExchange(Options options, Transport& transport, Placement placement, const Kernels& kernels, ThreadPool& pool,
+                 ExchangeObserver* observer);
+  /// Waits for what has been asked beside the steps, so that the workers can still be spoken to.
+  ~ExpertExchange();
+  ExpertExchange(const ExpertExchange&) = delete;
+  ExpertExchange& operator=(const ExpertExchange&) = delete;
 
   /// How a sentence names the workers; "rank R" until this is called.
   void NameWorkers(std::vector<std::string> names) { names_ = std::move(names); }
+  const std::vector<std::string>& names() const { return names_; }
   /// Goes on over another transport, which must not know more workers, with rows for `workers` alone. Null when there
   /// is none. Whatever was in flight is given up: the transport before is not touched any more.
   void Rebind(Transport* transport, const WorkerMask& workers);
   /// Gives up what is in flight, so that the transport may be destroyed; a Rebind follows.
   void Unbind();
+  /// How often it was bound to a transport: whoever asks beside the steps learns that its questions are gone.
+  std::uint64_t bindings() const { return bindings_; }
+  /// Those that rows may go to.
+  const WorkerMask& attached() const { return attached_; }
+
+  const Placement& placement() const { return placement_; }
+  /// Between two steps: rows go where `placement` says, which the workers have by now.
+  void SwitchTo(Placement placement);
+
+  // Beside the steps, one question at a time, to all of the workers or some.
+
+  /// Where the request to a worker is written, and its reply.
+  std::span<std::byte> AsideRequest(WorkerId worker) { return aside_->request(worker); }
+  std::span<const std::byte> AsideReply(WorkerId worker) const { return aside_->reply(worker); }
+  /// UNAVAILABLE without a transport. A failure is the transport's end, as that of a step is.
+  Status StartAside(std::span<const std::size_t> request_bytes);
+  bool aside_under_way() const { return aside_under_way_; }
+  /// Without waiting: whether all replies are there. DEADLINE_EXCEEDED when they take longer than a step's would.
+  Result<bool> PollAside();
 
   /// A micro-batch of one layer and where its rows go. `layer` is absolute, `sparse_index` counts the sparse layers.
   /// The micro-batches of a layer are started in their order, each after its own exchange of the layer before.
@@ -109,7 +133,7 @@ class ExpertExchange {
   /// Rebind, the other micro-batches too: a late worker may still read the buffers, so it must not run again. What was
   /// in flight has ended where the workers answer, so that they can be spoken to.
   Status Finish(const LayerOutput& output);
-  /// Of the last failure of Start or Finish.
+  /// Of the last failure of Start, Finish or what was asked beside.
   const ExchangeBlame& blame() const { return blame_; }
 
   /// Resets the sums below.
@@ -139,12 +163,14 @@ class ExpertExchange {
   Result<double> ReadReplies(Flight& flight);
   void Combine(const Flight& flight, const LayerOutput& output);
   void EndOthers();
-  void Blame(const Flight& flight, const Status& failure);
+  void Blame(const Exchange& exchange, std::span<const std::size_t> request_bytes, const Status& failure);
   DispatchShape ShapeFor(std::uint32_t layer, WorkerId worker) const;
 
   const Options options_;
   Transport* transport_;  // null while no worker is there
-  const Placement& placement_;
+  WorkerMask attached_;
+  std::uint64_t bindings_ = 0;
+  Placement placement_;
   std::vector<std::string> names_;  // by worker
   ReplicaTable replicas_;
   const Kernels& kernels_;
@@ -152,8 +178,12 @@ class ExpertExchange {
   ExchangeObserver* const observer_;
   DispatchPlan plan_;
   std::vector<Flight> flights_;  // by micro-batch
-  TimePoint received_;           // when the last exchange ended
-  AlignedBuffer<float> rows_;    // (threads, 2, hidden): a reply's row, and the sum
+  std::unique_ptr<Exchange> aside_;
+  std::vector<std::size_t> aside_bytes_;  // by worker
+  TimePoint aside_sent_;
+  bool aside_under_way_ = false;
+  TimePoint received_;         // when the last exchange ended
+  AlignedBuffer<float> rows_;  // (threads, 2, hidden): a reply's row, and the sum
   ExchangeTimes times_;
   std::vector<WorkerStep> workers_;
   ExchangeBlame blame_;

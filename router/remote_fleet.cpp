@@ -96,6 +96,22 @@ Status RemoteFleet::Recover(const Status& failure) {
   return Status::Ok();
 }
 
+void RemoteFleet::OnPlacement(const Placement& placement) {
+  const std::lock_guard lock(mutex_);
+  for (std::size_t w = 0; w < assignments_.size(); ++w) {
+    assignments_[w].generation = placement.generation;
+    assignments_[w].layers.clear();
+    for (const LayerPlacement& layer : placement.layers)
+      assignments_[w].layers.push_back({.layer = layer.layer, .slots = layer.slots[w]});
+  }
+}
+
+void RemoteFleet::OnHosted(std::span<const WorkerDescription> workers) {
+  const std::lock_guard lock(mutex_);
+  for (std::size_t w = 0; w < workers.size(); ++w)
+    if (!workers[w].host.empty()) members_[w].description = workers[w];
+}
+
 std::vector<RemoteFleet::WorkerState> RemoteFleet::Workers() const {
   const std::lock_guard lock(mutex_);
   std::vector<WorkerState> states;
@@ -121,7 +137,12 @@ bool RemoteFleet::stopping() const {
 // With links of its own: the engine thread's may be in use.
 Result<WorkerDescription> RemoteFleet::Attach(std::size_t worker) const {
   MOE_ASSIGN_OR_RETURN(const std::unique_ptr<WorkerLinks> links, make_links_.search());
-  return AttachWorker(*links, assignments_[worker],
+  WorkerAssignment wanted;
+  {
+    const std::lock_guard lock(mutex_);
+    wanted = assignments_[worker];
+  }
+  return AttachWorker(*links, wanted,
                       {.answer_timeout = options_.exchange_timeout,
                        .load_timeout = options_.load_timeout,
                        .stopping = [this] { return stopping(); }});

@@ -81,6 +81,8 @@ class RemoteFleet final : public StepRecovery {
   void BeforeStep() override;
   Status Recover(const Status& failure) override;
   int max_retries() const override { return static_cast<int>(members_.size()); }
+  void OnPlacement(const Placement& placement) override;
+  void OnHosted(std::span<const WorkerDescription> workers) override;
 
   // By any thread.
 
@@ -110,7 +112,6 @@ class RemoteFleet final : public StepRecovery {
 
   const Options options_;
   const Links make_links_;
-  const std::vector<WorkerAssignment> assignments_;
   std::vector<std::string> peers_;
   std::unique_ptr<WorkerLinks> links_;    // the engine thread's
   std::unique_ptr<Transport> transport_;  // to those that are up; null when none is
@@ -121,6 +122,7 @@ class RemoteFleet final : public StepRecovery {
   std::atomic<bool> news_{false};  // a member is ready, or looks lost
   mutable std::mutex mutex_;       // of what follows
   std::condition_variable changed_;
+  std::vector<WorkerAssignment> assignments_;  // changed by the engine thread alone
   std::vector<Member> members_;
   std::function<void()> on_news_;
   std::thread watcher_;

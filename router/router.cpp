@@ -9,6 +9,14 @@ namespace {
 // How often the gauges over the sliding window are brought up to date: several times a scrape, seldom against a step.
 constexpr auto kWindowInterval = std::chrono::milliseconds(250);
 
+Migrator::Options ObservedBy(RouterMetrics& metrics, Migrator::Options options) {
+  options.on_change = [&metrics, tell = std::move(options.on_change)](const MigrationProgress& progress) {
+    metrics.OnMigration(progress);
+    if (tell) tell(progress);
+  };
+  return options;
+}
+
 }  // namespace
 
 Router::Router(Options options, Engine& engine, KvCache& cache, RouterMetrics& metrics, StepRecovery* recovery)
@@ -20,7 +28,8 @@ Router::Router(Options options, Engine& engine, KvCache& cache, RouterMetrics& m
       scheduler_(options_.limits, cache),
       health_(engine.config().sparse_layers().size(), static_cast<std::size_t>(engine.config().num_experts()),
               engine.config().experts_per_token()),
-      cost_(options_.cost_steps) {}
+      cost_(options_.cost_steps),
+      migrator_(ObservedBy(metrics, options_.migration), engine.config(), engine.exchange(), recovery) {}
 
 Status Router::Submit(std::vector<std::unique_ptr<Sequence>> batch) {
   const std::size_t count = batch.size();
@@ -88,12 +97,29 @@ bool Router::OnEngineThread(std::function<void()> inspect) {
   return true;
 }
 
+Result<std::uint64_t> Router::BeginMigration(Placement placement) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (draining_ || ended_) return Unavailable("the server is draining and moves no experts");
+  }
+  Result<std::uint64_t> generation = migrator_.Begin(std::move(placement));
+  if (generation.ok()) {
+    {
+      const std::lock_guard lock(mutex_);
+      migrating_ = true;
+    }
+    changed_.notify_one();
+  }
+  return generation;
+}
+
 Status Router::Run() {
   while (TakeIn()) {
     Admit();
     RetireEnded();
-    if (scheduler_.running() == 0) continue;
-    if (const Status status = Step(); !status.ok()) {
+    Status status = Migrate();
+    if (status.ok() && scheduler_.running() > 0) status = Step();
+    if (!status.ok()) {
       metrics_.OnWorkersDown();
       {
         const std::lock_guard lock(mutex_);
@@ -120,6 +146,12 @@ void Router::Admit() {
   waiting_ = scheduler_.waiting() + inbox_.size();
 }
 
+Status Router::Migrate() {
+  const Status status = migrator_.Advance(Clock::now());
+  if (status.ok() || recovery_ == nullptr) return status;
+  return recovery_->Recover(status);
+}
+
 bool Router::TakeIn() {
   std::vector<std::function<void()>> inspections;
   bool go_on = true;
@@ -127,7 +159,14 @@ bool Router::TakeIn() {
     std::unique_lock lock(mutex_);
     waiting_ = scheduler_.waiting() + inbox_.size();
     const auto idle = [&] { return scheduler_.running() == 0 && scheduler_.waiting() == 0; };
-    changed_.wait(lock, [&] { return !idle() || !inbox_.empty() || !inspections_.empty() || draining_; });
+    const auto called = [&] { return !idle() || !inbox_.empty() || !inspections_.empty() || draining_; };
+    const TimePoint due = migrator_.due();
+    if (due == kNoDeadline) {
+      changed_.wait(lock, [&] { return called() || migrating_; });
+    } else {
+      changed_.wait_until(lock, due, called);
+    }
+    migrating_ = false;
     for (auto& sequence : inbox_) scheduler_.Enqueue(std::move(sequence));
     inbox_.clear();
     inspections.swap(inspections_);

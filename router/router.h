@@ -15,6 +15,7 @@
 #include "placement/routing_health.h"
 #include "placement/step_cost.h"
 #include "router/engine.h"
+#include "router/migrator.h"
 #include "router/router_metrics.h"
 #include "router/scheduler.h"
 #include "router/sequence.h"
@@ -30,6 +31,7 @@ class Router {
     std::chrono::milliseconds drain_timeout{0};
     std::function<void(const RoutingHealth::Change&)> on_health = {};  // may be empty; by the engine thread
     std::size_t cost_steps = 1024;                                     // that what a step costs is measured over
+    Migrator::Options migration = {};
   };
   /// Without `recovery`, a step that fails ends everything that was accepted, and the router.
   Router(Options options, Engine& engine, KvCache& cache, RouterMetrics& metrics, StepRecovery* recovery = nullptr);
@@ -49,6 +51,15 @@ class Router {
   /// Runs `inspect` on the engine thread between two steps; false, and not run, when the engine has ended.
   bool OnEngineThread(std::function<void()> inspect);
 
+  /// Begins to move experts to `placement` in the background, and returns the generation that it will have; as
+  /// Migrator::Begin. UNAVAILABLE while draining. May also be called on the engine thread.
+  Result<std::uint64_t> BeginMigration(Placement placement);
+  MigrationProgress migration() const { return migrator_.progress(); }
+  /// The placement in force; null for a model without experts.
+  std::shared_ptr<const Placement> placement() const { return migrator_.placement(); }
+  /// What the workers said of themselves after the last migration, by worker; empty before the first.
+  std::vector<WorkerDescription> migrated_workers() const { return migrator_.workers(); }
+
   // --- by the engine thread
 
   /// Serves until drained. OK when everything accepted since has finished or was cancelled; otherwise why not.
@@ -63,6 +74,8 @@ class Router {
   /// Moves what service threads left into the scheduler; waits for something when nothing runs. False to end.
   bool TakeIn();
   void Admit();
+  /// What there is to do for a migration between two steps.
+  Status Migrate();
   Status Step();
   /// The engine's step, again where that helps. False when it does not: then the step's own sequences cannot go on.
   Result<bool> RunStep(std::span<const Chunk> chunks);
@@ -87,6 +100,7 @@ class Router {
   Scheduler scheduler_;
   RoutingHealth health_;
   StepCostMeter cost_;
+  Migrator migrator_;
   TimePoint window_published_{};
   std::size_t failed_ = 0;  // sequences that did not finish
   Status failure_;          // the first reason
@@ -96,6 +110,7 @@ class Router {
   std::vector<std::unique_ptr<Sequence>> inbox_;
   std::vector<std::function<void()>> inspections_;
   std::size_t waiting_ = 0;  // in the inbox or the scheduler's queue
+  bool migrating_ = false;   // a migration has begun since the engine thread looked
   bool draining_ = false;
   bool stop_now_ = false;
   bool ended_ = false;

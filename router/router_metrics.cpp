@@ -21,6 +21,11 @@ Counter Outcome(MetricsRegistry& registry, const char* outcome) {
   return registry.AddCounter("moe_requests_total", "Sequences by how they ended.", {{"outcome", outcome}});
 }
 
+Counter MigrationOutcome(MetricsRegistry& registry, const char* outcome) {
+  return registry.AddCounter("moe_migrations_total", "Migrations of experts by how they ended.",
+                             {{"outcome", outcome}});
+}
+
 void AddParameters(MetricsRegistry& registry, const ParameterCount& count) {
   const auto add = [&](const char* scope, std::uint64_t value) {
     registry.AddGauge("moe_model_parameters", "Logical parameters of the model.", {{"scope", scope}})
@@ -48,6 +53,10 @@ RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegi
       cancelled_(Outcome(r, "cancelled")),
       rejected_(Outcome(r, "rejected")),
       failed_(Outcome(r, "failed")),
+      migrations_finished_(MigrationOutcome(r, "finished")),
+      migrations_failed_(MigrationOutcome(r, "failed")),
+      migration_bytes_(r.AddCounter("moe_migration_bytes_total", "Bytes of weights that migrations loaded.")),
+      placement_generation_(r.AddGauge("moe_placement_generation", "Placement in force.")),
       trace_steps_(r.AddCounter("moe_trace_steps_total", "Steps recorded in routing traces.")),
       trace_dropped_(r.AddCounter("moe_trace_dropped_steps_total",
                                   "Steps left out of routing traces because the disk did not keep up.")),
@@ -84,11 +93,7 @@ RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegi
              {{"routing", setup.routing}})
       .Set(1);
   placement_balancedness_.Set(1);  // without load, as the figure's definition says
-  r.AddGauge("moe_placement_generation", "Placement in force.").Set(static_cast<double>(setup.placement_generation));
-  // Nothing migrates in this version; the series are there so that a dashboard shows zero and not a gap.
-  for (const char* outcome : {"finished", "failed"})
-    r.AddCounter("moe_migrations_total", "Migrations of experts by how they ended.", {{"outcome", outcome}});
-  r.AddCounter("moe_migration_bytes_total", "Bytes of weights moved by migrations.");
+  placement_generation_.Set(static_cast<double>(setup.placement_generation));
   for (const char* phase : kPhases)
     phases_.push_back(r.AddCounter("moe_step_phase_seconds_total", "Time of steps by phase.", {{"phase", phase}}));
   for (std::size_t e = 0; e < num_experts_; ++e)
@@ -207,6 +212,15 @@ void RouterMetrics::OnWorker(WorkerId worker, bool up) {
   const RankSeries& rank = ranks_[worker.index()];
   rank.up.Set(up ? 1 : 0);
   if (up) rank.returns.Add();
+}
+
+void RouterMetrics::OnMigration(const MigrationProgress& progress) {
+  const std::uint64_t before = progress.generation == migration_.generation ? migration_.loaded_bytes : 0;
+  migration_bytes_.Add(static_cast<double>(progress.loaded_bytes - before));
+  migrations_finished_.Add(static_cast<double>(progress.finished - migration_.finished));
+  migrations_failed_.Add(static_cast<double>(progress.failed - migration_.failed));
+  if (progress.phase == MigrationPhase::kDropOld) placement_generation_.Set(static_cast<double>(progress.generation));
+  migration_ = progress;
 }
 
 void RouterMetrics::OnStepFailed() {

@@ -14,6 +14,7 @@
 #include "placement/verdict.h"
 #include "router/engine.h"
 #include "router/expert_exchange.h"
+#include "router/migrator.h"
 #include "router/sequence.h"
 #include "transport/transport.h"
 
@@ -45,6 +46,7 @@ class RouterMetrics final : public ExchangeObserver {
   void OnQueue(const QueueState& state);
   void OnWorkersDown();
   void OnWorker(WorkerId worker, bool up);
+  void OnMigration(const MigrationProgress& progress);
   /// Forgets what the attempt has observed.
   void OnStepFailed();
   void OnStepRetried() { step_retries_.Add(); }
@@ -81,6 +83,9 @@ class RouterMetrics final : public ExchangeObserver {
 
   Counter steps_, step_retries_, micro_batches_, touched_, prompt_tokens_, generated_tokens_;
   Counter finished_, cancelled_, rejected_, failed_;
+  Counter migrations_finished_, migrations_failed_, migration_bytes_;
+  Gauge placement_generation_;
+  MigrationProgress migration_;  // as counted so far
   Counter trace_steps_, trace_dropped_, trace_bytes_;
   Gauge trace_recording_, window_steps_, window_seconds_;
   Gauge running_, waiting_, kv_used_;

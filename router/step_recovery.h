@@ -1,7 +1,11 @@
 // What keeps a router going when workers come and go.
 #pragma once
 
+#include <span>
+
 #include "core/status.h"
+#include "model/dispatch_format.h"
+#include "placement/placement.h"
 
 namespace moe {
 
@@ -19,6 +23,11 @@ class StepRecovery {
 
   /// How often a step may be run again: each time with other workers.
   virtual int max_retries() const = 0;
+
+  /// Between two steps: workers that come back host their part of this from here on.
+  virtual void OnPlacement(const Placement& placement) = 0;
+  /// What the workers say of themselves since, by worker; a host that is empty: nothing.
+  virtual void OnHosted(std::span<const WorkerDescription> workers) = 0;
 };
 
 }  // namespace moe

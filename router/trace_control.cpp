@@ -13,6 +13,8 @@ Status TraceControl::Begin(const Start& start) {
   if (recorder_ && recorder_->progress().recording)
     return ResourceExhausted("a trace is being recorded to ", recorder_->progress().path,
                              "; it must be stopped before another one starts");
+  TraceHeader header = setup_.header;
+  if (const std::shared_ptr<const Placement> placement = router_.placement()) header.placement = *placement;
   Result<std::unique_ptr<TraceRecorder>> made =
       TraceRecorder::Start({.path = start.path,
                             .existing = start.existing,
@@ -21,7 +23,7 @@ Status TraceControl::Begin(const Start& start) {
                             .on_started = setup_.on_started,
                             .on_written = setup_.on_written,
                             .on_ended = setup_.on_ended},
-                           setup_.header);
+                           header);
   if (!made.ok()) return made.status();
   const std::shared_ptr<TraceRecorder> recorder = *std::move(made);
   // The one before lives until the engine has let go of it.

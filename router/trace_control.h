@@ -18,7 +18,7 @@ namespace moe {
 class TraceControl {
  public:
   struct Setup {
-    TraceHeader header;
+    TraceHeader header;  // but for the placement, which is that in force
     std::size_t max_step_rows = 0;
     std::uint64_t limit_bytes = 0;  // where a start names none
     std::function<void()> on_started;

@@ -16,6 +16,7 @@ grpc::StatusCode GrpcCode(StatusCode code) {
     case StatusCode::kUnavailable: return grpc::StatusCode::UNAVAILABLE;
     case StatusCode::kUnimplemented: return grpc::StatusCode::UNIMPLEMENTED;
     case StatusCode::kInternal: return grpc::StatusCode::INTERNAL;
+    case StatusCode::kFailedPrecondition: return grpc::StatusCode::FAILED_PRECONDITION;
   }
   return grpc::StatusCode::INTERNAL;
 }
@@ -27,7 +28,6 @@ std::string_view ForeignName(grpc::StatusCode code) {
     case grpc::StatusCode::ALREADY_EXISTS: return "ALREADY_EXISTS";
     case grpc::StatusCode::PERMISSION_DENIED: return "PERMISSION_DENIED";
     case grpc::StatusCode::UNAUTHENTICATED: return "UNAUTHENTICATED";
-    case grpc::StatusCode::FAILED_PRECONDITION: return "FAILED_PRECONDITION";
     case grpc::StatusCode::ABORTED: return "ABORTED";
     case grpc::StatusCode::OUT_OF_RANGE: return "OUT_OF_RANGE";
     case grpc::StatusCode::DATA_LOSS: return "DATA_LOSS";
@@ -52,6 +52,8 @@ Status FromGrpc(const grpc::Status& status) {
     case grpc::StatusCode::UNAVAILABLE: return {StatusCode::kUnavailable, status.error_message()};
     case grpc::StatusCode::UNIMPLEMENTED: return {StatusCode::kUnimplemented, status.error_message()};
     case grpc::StatusCode::INTERNAL: return {StatusCode::kInternal, status.error_message()};
+    case grpc::StatusCode::FAILED_PRECONDITION:
+      return {StatusCode::kFailedPrecondition, status.error_message()};
     default: return Internal(ForeignName(status.error_code()), ": ", status.error_message());
   }
 }

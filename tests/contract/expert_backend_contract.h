@@ -95,7 +95,7 @@ inline ExpertShard::Layer MakeExpertLayer(const ExpertLayerCase& c) {
       weights.down_bias = RandomValues(c.hidden, ++seed);
     }
     layer.experts.push_back(static_cast<int>(slot));
-    layer.weights.push_back(std::move(weights));
+    layer.weights.push_back(std::make_shared<const MlpWeights>(std::move(weights)));
   }
   return layer;
 }
@@ -178,7 +178,7 @@ class ExpertBackendContract : public testing::TestWithParam<ExpertBackendContrac
     std::size_t row = 0;
     for (std::size_t slot = 0; slot < counts.size(); ++slot) {
       for (std::size_t i = 0; i < counts[slot]; ++i, ++row) {
-        const auto expected = ExpertInDouble(c.mlp, layer.weights[slot],
+        const auto expected = ExpertInDouble(c.mlp, *layer.weights[slot],
                                              std::span(in).subspan(row * c.hidden, c.hidden), GetParam().roundings);
         for (std::size_t j = 0; j < c.hidden; ++j)
           ASSERT_NEAR(out[row * c.hidden + j], expected[j].value, expected[j].error)

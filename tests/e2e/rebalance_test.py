@@ -72,6 +72,29 @@ class RebalanceTest(serving.ServingTest):
         self.assertAlmostEqual(traced["verdict"]["balancedness"], verdict.balancedness, msg="the window is all there was")
         self.assertIsNone(traced["verdict"]["cost"], "nobody measured it")
 
+    def test_auto_moves_once_and_no_token_changes(self):
+        prompts = windows(8)
+        with serving.running(serving.MOE, 0, *SKEWED) as server:
+            plain = [result.token_ids for result in server.generate(prompts, 40)]
+        with serving.running(serving.MOE, 3, *SKEWED, "--rebalance", "auto", "--rebalance-interval", "0.2",
+                             "--rebalance-cooldown", "0", "--rebalance-gain", "0") as server:
+            before = self.balancedness(server)
+            def moved():
+                self.assertEqual([result.token_ids for result in server.generate(prompts, 40)], plain)
+                return server.get_cluster().migration.finished
+            serving.wait_until(moved, "experts that move", seconds=serving.START_SECONDS)
+            for _ in range(5):
+                self.assertEqual([result.token_ids for result in server.generate(prompts, 40)], plain)
+            state = server.get_cluster()
+            self.assertEqual((state.migration.finished, state.migration.failed), (1, 0), server.log())
+            self.assertEqual(state.placement_generation, 2)
+            self.assertEqual(server.metric("moe_migrations_total", outcome="finished"), 1)
+            self.assertGreater(self.balancedness(server), before)
+
+    def balancedness(self, server) -> float:
+        server.generate(windows(8), 40)
+        return server.cluster.Rebalance(serving.pb.RebalanceRequest(), timeout=serving.CALL_SECONDS).verdict.balancedness
+
     def test_without_the_flag_nobody_looks_but_who_asks(self):
         with serving.running(serving.MOE) as server:
             server.score(windows(8))
@@ -81,10 +104,10 @@ class RebalanceTest(serving.ServingTest):
             self.assertFalse(asked.HasField("placement"))
 
     def test_what_cannot_be_done_is_refused_at_start(self):
-        for flags, needle in ((("--rebalance", "auto"), "--rebalance auto"), (("--rebalance", "maybe"), "maybe"),
+        for flags, needle in ((("--rebalance", "maybe"), "maybe"),
                               (("--rebalance-interval", "0"), "--rebalance-interval"),
                               (("--rebalance-gain", "2"), "--rebalance-gain"),
-                              (("--migration-bandwidth", "0"), "--migration-bandwidth")):
+                              (("--rebalance-cooldown", "-1"), "--rebalance-cooldown")):
             outcome = serving.run(["--model", serving.MOE, *flags])
             self.assertEqual(outcome.exit_code, 2, outcome.stderr)
             self.assertIn(needle, outcome.stderr)

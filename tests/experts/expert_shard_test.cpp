@@ -91,9 +91,9 @@ TEST_F(ExpertShardTest, HasTheExpertsOfItsSlotsInTheirOrder) {
       for (std::size_t slot = 0; slot < layer.experts.size(); ++slot) {
         const Result<MlpWeights> expected =
             LoadExpertWeights(config_, *checkpoint, layer.layer, layer.experts[slot], config_.stored_type);
-        EXPECT_EQ(BytesOf(layer.weights[slot].gate), BytesOf(expected->gate));
-        EXPECT_EQ(BytesOf(layer.weights[slot].up), BytesOf(expected->up));
-        EXPECT_EQ(BytesOf(layer.weights[slot].down), BytesOf(expected->down));
+        EXPECT_EQ(BytesOf(layer.weights[slot]->gate), BytesOf(expected->gate));
+        EXPECT_EQ(BytesOf(layer.weights[slot]->up), BytesOf(expected->up));
+        EXPECT_EQ(BytesOf(layer.weights[slot]->down), BytesOf(expected->down));
       }
     }
   }
@@ -126,8 +126,8 @@ TEST_F(ExpertShardTest, CountsItsParametersAndBytes) {
       std::uint64_t bytes = 0;
       for (const ExpertShard::Layer& layer : loaded.shard.layers()) {
         slots += layer.experts.size();
-        for (const MlpWeights& weights : layer.weights)
-          bytes += weights.gate.bytes() + weights.up.bytes() + weights.down.bytes();
+        for (const std::shared_ptr<const MlpWeights>& weights : layer.weights)
+          bytes += weights->gate.bytes() + weights->up.bytes() + weights->down.bytes();
       }
       EXPECT_EQ(loaded.shard.parameters(), slots * per_expert);
       EXPECT_EQ(loaded.shard.bytes(), bytes);
@@ -228,20 +228,20 @@ TEST(ExpertShard, SaysWhatItsExpertsCompute) {
   const ExpertShard::Layer& gpt_oss = gpt_oss_shard->layers().front();
   EXPECT_EQ(gpt_oss.mlp.activation, Activation::kClampedSwiGlu);
   EXPECT_GT(gpt_oss.mlp.limit, 0);
-  EXPECT_EQ(gpt_oss.weights[0].gate_bias.size() + gpt_oss.weights[0].up_bias.size(), 128u);
-  EXPECT_EQ(gpt_oss.weights[0].down_bias.size(), 96u);
+  EXPECT_EQ(gpt_oss.weights[0]->gate_bias.size() + gpt_oss.weights[0]->up_bias.size(), 128u);
+  EXPECT_EQ(gpt_oss.weights[0]->down_bias.size(), 96u);
   const Result<ExpertShard> switch_base_shard = load("switch_base");
   const ExpertShard::Layer& switch_base = switch_base_shard->layers().front();
   EXPECT_EQ(switch_base.mlp.activation, Activation::kRelu);
-  EXPECT_TRUE(switch_base.weights[0].gate.empty());
-  EXPECT_EQ(switch_base.weights[0].up.rows(), 44u);
+  EXPECT_TRUE(switch_base.weights[0]->gate.empty());
+  EXPECT_EQ(switch_base.weights[0]->up.rows(), 44u);
   EXPECT_TRUE(load("llama4_text")->layers().front().scales_input);
   const Result<ExpertShard> mixtral_shard = load("mixtral");
   const ExpertShard::Layer& mixtral = mixtral_shard->layers().front();
   EXPECT_FALSE(mixtral.scales_input);
   EXPECT_EQ(mixtral.mlp.activation, Activation::kSiluGated);
-  EXPECT_TRUE(mixtral.weights[0].gate_bias.empty());
-  EXPECT_TRUE(mixtral.weights[0].up_bias.empty());
+  EXPECT_TRUE(mixtral.weights[0]->gate_bias.empty());
+  EXPECT_TRUE(mixtral.weights[0]->up_bias.empty());
 }
 
 TEST_F(ExpertShardTest, LayersMayBePlacedDifferently) {
@@ -276,8 +276,8 @@ TEST_F(ExpertShardTest, ThreadsDoNotChangeTheWeights) {
   EXPECT_EQ(one.mapped_bytes, four.mapped_bytes);
   for (std::size_t i = 0; i < one.shard.layers().size(); ++i) {
     for (std::size_t slot = 0; slot < 6; ++slot) {
-      const MlpWeights& first = one.shard.layers()[i].weights[slot];
-      const MlpWeights& second = four.shard.layers()[i].weights[slot];
+      const MlpWeights& first = *one.shard.layers()[i].weights[slot];
+      const MlpWeights& second = *four.shard.layers()[i].weights[slot];
       EXPECT_EQ(BytesOf(first.gate), BytesOf(second.gate));
       EXPECT_EQ(BytesOf(first.up), BytesOf(second.up));
       EXPECT_EQ(BytesOf(first.down), BytesOf(second.down));
@@ -315,8 +315,8 @@ TEST_F(ExpertShardTest, AnotherTopologyReadsWhatWasKept) {
     EXPECT_EQ(kept.parameters(), made.parameters());
     for (std::size_t i = 0; i < made.layers().size(); ++i) {
       for (std::size_t slot = 0; slot < made.layers()[i].weights.size(); ++slot) {
-        const MlpWeights& first = kept.layers()[i].weights[slot];
-        const MlpWeights& second = made.layers()[i].weights[slot];
+        const MlpWeights& first = *kept.layers()[i].weights[slot];
+        const MlpWeights& second = *made.layers()[i].weights[slot];
         EXPECT_EQ(BytesOf(first.gate), BytesOf(second.gate));
         EXPECT_EQ(BytesOf(first.up), BytesOf(second.up));
         EXPECT_EQ(BytesOf(first.down), BytesOf(second.down));

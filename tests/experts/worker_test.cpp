@@ -4,8 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <random>
 #include <string>
@@ -42,12 +44,24 @@ Placement TestPlacement() {
           .layers = {{0, {{}}}, {static_cast<int>(kLayer), {{3, 0, 5}}}, {2, {{1}}}}};
 }
 
-ExpertShard LoadShard(const std::string& golden, const Placement& placement, ThreadPool& pool) {
-  const std::filesystem::path folder = std::filesystem::path(MOE_SOURCE_DIR) / "tests/goldens" / golden;
-  const Result<ModelConfig> config = ReadModelConfig(folder);
-  const Result<Checkpoint> checkpoint = Checkpoint::Open(folder);
-  return *ExpertShard::Load(*config, *checkpoint, placement, WorkerId(0), WeightType::kF32, pool);
-}
+/// A golden model.
+struct Model {
+  explicit Model(const std::string& golden)
+      : folder(std::filesystem::path(MOE_SOURCE_DIR) / "tests/goldens" / golden),
+        config(*ReadModelConfig(folder)),
+        checkpoint(*Checkpoint::Open(folder)) {}
+
+  ExpertShard LoadShard(const Placement& placement, ThreadPool& pool) const {
+    return *ExpertShard::Load(config, checkpoint, placement, WorkerId(0), WeightType::kF32, pool);
+  }
+  Result<MlpWeights> LoadExpert(int layer, int expert) const {
+    return LoadExpertWeights(config, checkpoint, layer, expert, WeightType::kF32);
+  }
+
+  const std::filesystem::path folder;
+  const ModelConfig config;
+  const Checkpoint checkpoint;
+};
 
 InProcessEnds MakeEnds(int routers, const TransportLimits& limits, FrameTap* tap) {
   Result<InProcessEnds> ends = MakeInProcess({.limits = limits, .num_routers = routers, .tap = tap});
@@ -97,7 +111,11 @@ std::span<const std::byte> Ask(Exchange& exchange, std::size_t bytes) {
 class WorkerTest : public ::testing::Test {
  protected:
   explicit WorkerTest(const std::string& golden = "mixtral", const Placement& placement = TestPlacement())
-      : pool_(1), shard_(LoadShard(golden, placement, pool_)), hidden_(shard_.Find(kLayer)->weights[0].down.rows()) {
+      : model_(golden),
+        pool_(1),
+        shard_(model_.LoadShard(placement, pool_)),
+        hidden_(shard_.Find(kLayer)->weights[0]->down.rows()) {
+    views_.HoldForAll(placement.generation, std::make_shared<const ExpertShard>(shard_));
     reference_ =
         MakeCpuExpertBackend(SimdKernels(), pool_, {.rows = 1, .mlps = 8, .hidden = hidden_, .intermediate = 64});
   }
@@ -112,8 +130,8 @@ class WorkerTest : public ::testing::Test {
       ThreadPool pool(2);
       const auto backend = MakeCpuExpertBackend(SimdKernels(), pool,
                                                 {.rows = kMaxPairs, .mlps = 8, .hidden = hidden_, .intermediate = 64});
-      Worker worker({.hidden = hidden_, .max_pairs = kMaxPairs}, description_, shard_, *backend, pool, totals_,
-                    [this](const DispatchFigures& figures) { observed_.push_back(figures); });
+      Worker worker({.hidden = hidden_, .max_pairs = kMaxPairs, .max_slots = 8}, [this] { return description_; }, views_,
+                    *backend, pool, totals_, [this](const DispatchFigures& figures) { observed_.push_back(figures); });
       result_ = failure.ok() ? worker.Run(*endpoint) : ServeFailure(*endpoint, failure);
       endpoint.reset();
     });
@@ -181,10 +199,24 @@ class WorkerTest : public ::testing::Test {
     return Refusal(request, [](std::span<std::byte>, std::size_t bytes) { return bytes; });
   }
 
+  /// Of the migrations of this test.
+  Result<MlpWeights> Load(int layer, int expert) {
+    loads_.fetch_add(1);
+    return load_failure_.ok() ? model_.LoadExpert(layer, expert) : load_failure_;
+  }
+
+  const Model model_;
   ThreadPool pool_;  // of the test itself
   const ExpertShard shard_;
   const std::size_t hidden_;
   std::unique_ptr<ExpertBackend> reference_;
+  std::atomic<int> loads_{0};
+  std::atomic<std::uint64_t> free_memory_{0};
+  Status load_failure_;  // set before a preparation
+  ExpertViews views_{{.config = model_.config,
+                      .types = WeightTypes(WeightType::kF32),
+                      .load = [this](int layer, int expert) { return Load(layer, expert); },
+                      .free_memory = [this] { return free_memory_.load(); }}};
   WorkerDescription description_{.host = "here", .pid = 42, .kernel_target = "avx9", .threads = 2};
   WorkerTotals totals_;
   std::vector<DispatchFigures> observed_;  // read after Stop
@@ -313,9 +345,54 @@ TEST_F(WorkerTest, GarbledPayloadsAreAnsweredWithAFailure) {
     const std::size_t bytes = good.Write(buffer);
     for (int flips = 0; flips < 3; ++flips) buffer[random() % 64] ^= static_cast<std::byte>(1 + random() % 255);
     if (buffer[4] == std::byte{3} && buffer[5] == std::byte{0}) continue;  // a right shutdown
+    if (buffer[4] == std::byte{7} && buffer[5] == std::byte{0}) continue;  // or a drop of what is served next
     EXPECT_FALSE(Ask(*exchange_, bytes).empty());
   }
   ExpectServed(good);
+}
+
+TEST_F(WorkerTest, AnswersTwoGenerationsAtATime) {
+  Start(2);
+  const WorkerPreparation wanted{.generation = 8,
+                                 .from = kGeneration,
+                                 .layers = {{.layer = static_cast<int>(kLayer), .slots = {2, 3}}},
+                                 .checks = {{.layer = static_cast<int>(kLayer), .experts = {2, 0}}}};
+  const auto ask = [&](const std::function<std::size_t(std::span<std::byte>)>& write) {
+    return Ask(*exchange_, write(exchange_->request(WorkerId(0))));
+  };
+  const auto prepare = [&](std::span<std::byte> buffer) { return *WritePreparation(buffer, wanted); };
+  ASSERT_TRUE(ParseControlReply(ask(prepare)).ok());
+  const auto query = [](std::span<std::byte> buffer) { return WritePreparationQuery(buffer, {.generation = 8}); };
+  PreparationStatus status;
+  while (status.state == PreparationState::kLoading) status = *ParsePreparationStatus(ask(query));
+  ASSERT_EQ(status.state, PreparationState::kReady) << status.failure.message();
+  EXPECT_EQ(status.loaded_experts, 1u);
+  EXPECT_EQ(status.checksums.size(), 2u);
+
+  // One of them and the other, in turns; slot 1 is expert 0 here and expert 3 there.
+  const Request before{.pairs = {{0, 1, 0}, {0, 0, 0}}};
+  Request after = before;
+  after.generation = 8;
+  for (int i = 0; i < 2; ++i) {
+    ExpectServed(before);
+    const auto payload = ask([&](std::span<std::byte> buffer) { return after.Write(buffer); });
+    const Result<DispatchReplyReader> reply = DispatchReplyReader::Parse(payload, after.shape());
+    ASSERT_TRUE(reply.ok()) << reply.status().message();
+    std::vector<float> row(hidden_);
+    reply->GetRow(0, row);
+    EXPECT_TRUE(SameBits(row, Expected(before, {.row = 0, .slot = 0}))) << "expert 3, in slot 0 of the first";
+    reply->GetRow(1, row);
+    EXPECT_FALSE(SameBits(row, Expected(before, {.row = 0, .slot = 0}))) << "expert 2, which the first has not";
+  }
+
+  const auto drop = [](std::span<std::byte> buffer) { return WriteControl(buffer, MessageKind::kDrop, kGeneration); };
+  const Result<WorkerDescription> described = ParseDescription(ask(drop));
+  ASSERT_TRUE(described.ok()) << described.status().message();
+  EXPECT_EQ(described->host, "here");
+  EXPECT_EQ(described->generation, 8u);
+  EXPECT_EQ(described->slots, 3u);
+  const auto gone = ask([&](std::span<std::byte> buffer) { return before.Write(buffer); });
+  EXPECT_THAT(DispatchReplyReader::Parse(gone, before.shape()).status().message(), HasSubstr("generation 7 is unknown"));
 }
 
 TEST_F(WorkerTest, SaysWhoItIs) {

@@ -191,7 +191,7 @@ TEST(DispatchFormat, AnotherVersionIsNamed) {
 
 TEST(DispatchFormat, AnUnknownKindIsNamed) {
   Buffer buffer = Dispatch(kShape);
-  for (const std::uint32_t kind : {0u, 5u, 0xffffffffu}) {
+  for (const std::uint32_t kind : {0u, 8u, 0xffffffffu}) {
     Put(buffer.span(), kKind, kind);
     const Result<MessageKind> parsed = ParseKind(buffer.span());
     ASSERT_FALSE(parsed.ok());
@@ -267,8 +267,8 @@ TEST(DispatchReply, AnUnknownVersionOrStatusIsNamed) {
   Put(buffer.span(), kVersion, 2);
   EXPECT_THAT(ReplyFailure(buffer.span()).message(), HasSubstr("version 2"));
   buffer = Reply(kShape);
-  Put(buffer.span(), kReplyCode, static_cast<std::uint32_t>(StatusCode::kInternal) + 1);
-  EXPECT_THAT(ReplyFailure(buffer.span()).message(), HasSubstr("unknown status 9"));
+  Put(buffer.span(), kReplyCode, static_cast<std::uint32_t>(kLastStatusCode) + 1);
+  EXPECT_THAT(ReplyFailure(buffer.span()).message(), HasSubstr("unknown status 10"));
 }
 
 TEST(DispatchReply, TextPastTheEndIsRefused) {
@@ -285,7 +285,8 @@ TEST(DispatchReply, TextPastTheEndIsRefused) {
 TEST(Failures, ArriveWithTheirCodeAndWords) {
   for (const Status& sent :
        {InvalidArgument("a"), NotFound("tensor x is missing"), ResourceExhausted(""), DeadlineExceeded("c"),
-        Cancelled("d"), Unavailable("e"), Unimplemented("f"), Internal("placement generation 7 is unknown here (3)")}) {
+        Cancelled("d"), Unavailable("e"), Unimplemented("f"),
+        FailedPrecondition("g"), Internal("placement generation 7 is unknown here (3)")}) {
     Buffer buffer(256);
     const auto reply = buffer.span().first(WriteFailure(buffer.span(), sent));
     const Status statuses[] = {ReplyFailure(reply), ParseControlReply(reply), ParseDescription(reply).status()};

@@ -14,7 +14,6 @@ RankSetup PrepareRouter(const FleetOptions& options) {
   const RankPlace place{.topology = {.workers = options.workers, .embedded = false}};
   Result<RankSetup> setup = PrepareRank(options.rank_options(), place);
   MOE_CHECK(setup.ok(), setup.status().message());
-  MakeRoomForAssignments(*setup);
   return *std::move(setup);
 }
 

@@ -147,12 +147,12 @@ TEST_F(FleetWorkerTest, RefusesByNameWhatItCannotHost) {
       {[](WorkerAssignment& a) { a.generation = 0; }, "generation 0"},
       {[](WorkerAssignment& a) { a.layers.pop_back(); }, "layers are not the 3 sparse ones"},
       {[](WorkerAssignment& a) { a.layers[1].layer = 7; }, "layers are not the 3 sparse ones"},
-      {[](WorkerAssignment& a) { a.layers[1].slots = {6}; }, "layer 1 of the assignment: expert 6 is not in 0 … 5"},
+      {[](WorkerAssignment& a) { a.layers[1].slots = {6}; }, "the assignment: layer 1: expert 6 is not in 0 … 5"},
       {[](WorkerAssignment& a) { a.layers[1].slots = {-1}; }, "expert -1 is not in"},
       {[](WorkerAssignment& a) {
          a.layers[2].slots = {1, 1};
        },
-       "layer 2 of the assignment: expert 1 is there twice"},
+       "the assignment: layer 2: expert 1 is there twice"},
   };
   const Router router(Links());
   for (const Case& c : cases) {

@@ -181,11 +181,8 @@ TEST(ClusterCalls, WhatThisVersionLacksIsUnimplemented) {
     return call(context).error_code();
   };
   v1::Cluster::Stub& stub = harness.cluster();
-  v1::SetPlacementResponse placement;
   v1::StartTraceResponse start;
   v1::StopTraceResponse stop;
-  EXPECT_EQ(code([&](auto& context) { return stub.SetPlacement(&context, {}, &placement); }),
-            StatusCode::UNIMPLEMENTED);
   EXPECT_EQ(code([&](auto& context) { return stub.StartTrace(&context, {}, &start); }), StatusCode::UNIMPLEMENTED);
   EXPECT_EQ(code([&](auto& context) { return stub.StopTrace(&context, {}, &stop); }), StatusCode::UNIMPLEMENTED);
 }

@@ -12,6 +12,7 @@
 #include "experts/expert_shard.h"
 #include "experts/worker.h"
 #include "kernels/kernels.h"
+#include "model/migration_format.h"
 #include "model/tensor_check.h"
 #include "model/weights.h"
 #include "placement/forced_routing.h"
@@ -91,26 +92,42 @@ void OutputWatcher::WaitFinished() const {
 struct EngineHarness::WorkerSide {
   WorkerSide(const EngineHarness& harness, WorkerId worker, std::unique_ptr<WorkerEndpoint> end)
       : pool(harness.options_.threads),
-        shard(Must(ExpertShard::Load(harness.config_, *harness.checkpoint_, harness.placement_, worker,
-                                     harness.weight_types_, pool))),
+        views({.config = harness.config_,
+               .types = harness.weight_types_,
+               .load = LoaderOf(harness, worker),
+               .free_memory = [] { return std::uint64_t{0}; }}),
+        max_slots(static_cast<std::size_t>(harness.config_.num_experts())),
         max_pairs(harness.exchange_options_.max_tokens * harness.exchange_options_.experts_per_token),
         backend(MakeCpuExpertBackend(SimdKernels(), pool,
                                      {.rows = max_pairs,
-                                      .mlps = shard.most_slots(),
+                                      .mlps = max_slots,
                                       .hidden = harness.exchange_options_.hidden,
                                       .intermediate = WidestExpert(harness.config_),
                                       .type = harness.weight_types_.mlps})),
-        loop({.hidden = harness.exchange_options_.hidden, .max_pairs = max_pairs}, description, shard, *backend, pool,
-             totals),
-        endpoint(std::move(end)),
-        thread([this] { ended = loop.Run(*endpoint); }) {}
+        loop({.hidden = harness.exchange_options_.hidden, .max_pairs = max_pairs, .max_slots = max_slots},
+             [] { return WorkerDescription(); }, views, *backend, pool, totals),
+        endpoint(std::move(end)) {
+    views.HoldForAll(harness.placement_.generation,
+                     std::make_shared<const ExpertShard>(Must(ExpertShard::Load(
+                         harness.config_, *harness.checkpoint_, harness.placement_, worker, harness.weight_types_, pool))));
+    thread = std::thread([this] { ended = loop.Run(*endpoint); });
+  }
   ~WorkerSide() { thread.join(); }
 
+  static ExpertLoader LoaderOf(const EngineHarness& harness, WorkerId worker) {
+    return [&harness, worker](int layer, int expert) {
+      Result<MlpWeights> loaded =
+          LoadExpertWeights(harness.config_, *harness.checkpoint_, layer, expert, harness.weight_types_);
+      const auto& on_load = harness.options_.on_load;
+      return on_load ? on_load(worker.value(), layer, expert, std::move(loaded)) : std::move(loaded);
+    };
+  }
+
   ThreadPool pool;
-  ExpertShard shard;
+  ExpertViews views;
+  std::size_t max_slots;
   std::size_t max_pairs;
   std::unique_ptr<ExpertBackend> backend;
-  WorkerDescription description;
   WorkerTotals totals;
   Worker loop;
   std::unique_ptr<WorkerEndpoint> endpoint;
@@ -147,7 +164,10 @@ void EngineHarness::StartWorkers() {
                        .experts_per_token = static_cast<std::size_t>(config_.experts_per_token()),
                        .type = options_.exchange_type,
                        .timeout = options_.exchange_timeout};
-  const TransportLimits limits = ExpertExchange::Limits(exchange_options_);
+  TransportLimits limits = ExpertExchange::Limits(exchange_options_);
+  const std::size_t layers = placement_.layers.size();
+  limits.max_request_bytes = std::max(
+      limits.max_request_bytes, MaxPreparationBytes(layers, layers * static_cast<std::size_t>(config_.num_experts())));
   InProcessEnds ends = options_.connect
                            ? options_.connect(limits, options_.workers)
                            : Must(MakeInProcess({.limits = limits,
@@ -188,8 +208,13 @@ void EngineHarness::MakeRouter() {
                                              .max_step_tokens = options_.max_step_tokens,
                                              .prefill_chunk = options_.prefill_chunk},
                                   .max_queued = options_.max_queued,
-                                  .drain_timeout = options_.drain_timeout},
+                                  .drain_timeout = options_.drain_timeout,
+                                  .migration = options_.migration},
                   *engine_, cache(), *metrics_);
+}
+
+HostedExperts EngineHarness::hosted(int worker) const {
+  return workers_[static_cast<std::size_t>(worker)]->views.hosted();
 }
 
 double EngineHarness::Metric(const std::string& series) const {

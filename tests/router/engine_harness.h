@@ -15,6 +15,7 @@
 
 #include "core/status.h"
 #include "core/thread_pool.h"
+#include "experts/expert_views.h"
 #include "metrics/metrics.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
@@ -22,6 +23,7 @@
 #include "model/parameter_count.h"
 #include "model/routing_override.h"
 #include "model/weight_types.h"
+#include "model/weights.h"
 #include "placement/placement.h"
 #include "router/engine.h"
 #include "router/expert_exchange.h"
@@ -52,6 +54,8 @@ struct HarnessOptions {
   FrameTap* tap = nullptr;  // where there are no faults; outlives the harness
   /// Makes the ends of another transport, instead of the in-process one's.
   std::function<InProcessEnds(const TransportLimits& limits, int workers)> connect;
+  /// What comes of an expert that a worker has loaded for a migration; by a thread of that worker. Empty: just that.
+  std::function<Result<MlpWeights>(int worker, int layer, int expert, Result<MlpWeights> loaded)> on_load;
   std::size_t max_sequences = 8;
   std::size_t max_step_tokens = 64;
   std::size_t prefill_chunk = 0;
@@ -61,6 +65,7 @@ struct HarnessOptions {
   std::string routing = "gate";
   std::size_t max_queued = 1024;
   std::chrono::milliseconds drain_timeout{600'000};
+  Migrator::Options migration = {.interval = std::chrono::milliseconds(0)};
 };
 
 /// Counts what an output's listener is told; any thread may wait on it.
@@ -105,6 +110,8 @@ class EngineHarness {
   Engine& engine() { return *engine_; }
   Router& router() { return *router_; }
   RouterMetrics& metrics() { return *metrics_; }
+  /// What a worker hosts just now.
+  HostedExperts hosted(int worker) const;
   /// The value of a series of the router's metrics, written as it is exported: `moe_requests_total{outcome="failed"}`.
   double Metric(const std::string& series) const;
 

@@ -28,7 +28,6 @@ ClusterSetup MakeClusterSetup(const ServiceOptions& options, EngineHarness& engi
                      .backend = "cpu",
                      .weight_type = "f32",
                      .parameters = engine.parameters(),
-                     .placement = engine.placement(),
                      .router = {.host = "router-host", .pid = 11, .device = "cpu", .parameters = 5, .weight_bytes = 20},
                      .drain = [&engine] { engine.router().Drain(); },
                      .balancer = &balancer,

@@ -17,6 +17,7 @@ constexpr std::pair<StatusCode, grpc::StatusCode> kPairs[] = {
     {StatusCode::kUnavailable, grpc::StatusCode::UNAVAILABLE},
     {StatusCode::kUnimplemented, grpc::StatusCode::UNIMPLEMENTED},
     {StatusCode::kInternal, grpc::StatusCode::INTERNAL},
+    {StatusCode::kFailedPrecondition, grpc::StatusCode::FAILED_PRECONDITION},
 };
 
 TEST(StatusMappingTest, EveryFailureKeepsItsCodeAndMessageBothWays) {
