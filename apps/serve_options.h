@@ -38,7 +38,7 @@ struct ServeOptions : RankOptions {
   std::filesystem::path trace;                         // recorded from the first step on; empty: nothing is
   std::uint64_t trace_limit = std::uint64_t{1} << 30;  // bytes of a trace that names no limit of its own
   std::size_t load_window_steps = 1024;
-  std::chrono::milliseconds load_window_age{600'000};  // 0: no limit
+  std::chrono::milliseconds load_window_age{600'000};           // 0: no limit
   std::uint64_t migration_bandwidth = std::uint64_t{64} << 20;  // bytes per second that a worker loads; 0: no limit
   std::string log_level = "info";
 };

@@ -15,9 +15,8 @@ Status ServeLoaded(const WorkerHost& host, ExpertHost& experts, WorkerEndpoint& 
   WorkerMetrics metrics(host.metrics->registry());
   // The control server's address is part of the description, so its service is made after the worker and told of it.
   const auto hosted = [&] {
-    return HostedShard{.rank = host.setup.rank,
-                       .description = experts.description(),
-                       .layers = experts.views().hosted().layers};
+    return HostedShard{
+        .rank = host.setup.rank, .description = experts.description(), .layers = experts.views().hosted().layers};
   };
   WorkerService service(hosted, experts.totals());
   const std::array<grpc::Service*, 1> services = {service.service()};

@@ -148,9 +148,11 @@ int Clamped(std::uint32_t value) {
 }
 
 Placement ReadPlacement(const v1::Placement& message) {
-  Placement placement{.num_experts = Clamped(message.num_experts()), .workers = Clamped(message.workers()), .layers = {}};
+  Placement placement{
+      .num_experts = Clamped(message.num_experts()), .workers = Clamped(message.workers()), .layers = {}};
   for (const v1::PlacementLayer& placed : message.layers()) {
-    LayerPlacement& layer = placement.layers.emplace_back(LayerPlacement{.layer = Clamped(placed.layer()), .slots = {}});
+    LayerPlacement& layer =
+        placement.layers.emplace_back(LayerPlacement{.layer = Clamped(placed.layer()), .slots = {}});
     for (const v1::WorkerSlots& worker : placed.workers()) {
       std::vector<int>& slots = layer.slots.emplace_back();
       for (const std::uint32_t expert : worker.experts()) slots.push_back(Clamped(expert));

@@ -182,8 +182,8 @@ class ExpertExchange {
   std::vector<std::size_t> aside_bytes_;  // by worker
   TimePoint aside_sent_;
   bool aside_under_way_ = false;
-  TimePoint received_;           // when the last exchange ended
-  AlignedBuffer<float> rows_;    // (threads, 2, hidden): a reply's row, and the sum
+  TimePoint received_;         // when the last exchange ended
+  AlignedBuffer<float> rows_;  // (threads, 2, hidden): a reply's row, and the sum
   ExchangeTimes times_;
   std::vector<WorkerStep> workers_;
   ExchangeBlame blame_;

@@ -47,8 +47,8 @@ Result<std::size_t> Migration::Write(WorkerId worker, std::span<std::byte> reque
     case MigrationPhase::kPrepare: return WritePreparation(request, wanted);
     case MigrationPhase::kLoad:
       if (Complete(w)) return std::size_t{0};
-      return WritePreparationQuery(
-          request, {.generation = wanted.generation, .first_checksum = workers_[w].checksums.size()});
+      return WritePreparationQuery(request,
+                                   {.generation = wanted.generation, .first_checksum = workers_[w].checksums.size()});
     case MigrationPhase::kDropOld: return WriteControl(request, MessageKind::kDrop, wanted.from);
     case MigrationPhase::kDropNew: return WriteControl(request, MessageKind::kDrop, wanted.generation);
     case MigrationPhase::kIdle:
@@ -96,9 +96,7 @@ Status Migration::ReadStatus(std::size_t worker, std::span<const std::byte> repl
 void Migration::EndRound(TimePoint now) {
   due_ = now;
   switch (phase_) {
-    case MigrationPhase::kPrepare:
-      phase_ = failure_.ok() ? MigrationPhase::kLoad : MigrationPhase::kDropNew;
-      return;
+    case MigrationPhase::kPrepare: phase_ = failure_.ok() ? MigrationPhase::kLoad : MigrationPhase::kDropNew; return;
     case MigrationPhase::kLoad: {
       bool complete = true;
       bool more_to_tell = false;  // its checksums took more than one reply

@@ -43,8 +43,7 @@ MigrationPlan PlanMigration(const Placement& from, const Placement& to, std::uin
   MOE_CHECK(from.workers == to.workers && from.layers.size() == to.layers.size());
   MigrationPlan plan;
   const auto workers = static_cast<std::size_t>(to.workers);
-  plan.workers.assign(workers,
-                      {.generation = to.generation, .from = from.generation, .bytes_per_s = bytes_per_s});
+  plan.workers.assign(workers, {.generation = to.generation, .from = from.generation, .bytes_per_s = bytes_per_s});
   plan.checksums.assign(workers, 0);
   ChecksumList list(plan);
   for (std::size_t i = 0; i < to.layers.size(); ++i) {

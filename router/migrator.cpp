@@ -31,8 +31,7 @@ Result<std::uint64_t> Migrator::Begin(Placement placement) {
   if (exchange_ == nullptr) return Unimplemented("the model has no experts to move");
   MOE_RETURN_IF_ERROR(CheckPlacement(placement, shape_));
   const std::lock_guard lock(mutex_);
-  if (begun_)
-    return FailedPrecondition("a migration to placement generation ", last_generation_, " is under way");
+  if (begun_) return FailedPrecondition("a migration to placement generation ", last_generation_, " is under way");
   placement.generation = ++last_generation_;
   next_ = std::move(placement);
   begun_ = handed_over_ = true;

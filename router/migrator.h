@@ -36,14 +36,14 @@ struct MigrationProgress {
 class Migrator {
  public:
   struct Options {
-    std::uint64_t bytes_per_s = 0;              // that a worker loads at most; 0: no limit
+    std::uint64_t bytes_per_s = 0;               // that a worker loads at most; 0: no limit
     std::chrono::milliseconds timeout{600'000};  // from its begin until every worker has its experts
     std::chrono::milliseconds interval{10};      // between two questions how far they are
     /// After each change of the phase, by the engine thread. May be empty.
     std::function<void(const MigrationProgress&)> on_change = {};
   };
-  /// `exchange` is null for a model without experts, `recovery` where workers do not come and go. All given by reference
-  /// outlive this.
+  /// `exchange` is null for a model without experts, `recovery` where workers do not come and go. All given by
+  /// reference outlive this.
   Migrator(Options options, const ModelConfig& config, ExpertExchange* exchange, StepRecovery* recovery);
 
   // By any thread.

@@ -22,7 +22,8 @@ Counter Outcome(MetricsRegistry& registry, const char* outcome) {
 }
 
 Counter MigrationOutcome(MetricsRegistry& registry, const char* outcome) {
-  return registry.AddCounter("moe_migrations_total", "Migrations of experts by how they ended.", {{"outcome", outcome}});
+  return registry.AddCounter("moe_migrations_total", "Migrations of experts by how they ended.",
+                             {{"outcome", outcome}});
 }
 
 void AddParameters(MetricsRegistry& registry, const ParameterCount& count) {
@@ -193,8 +194,7 @@ void RouterMetrics::OnMigration(const MigrationProgress& progress) {
   migration_bytes_.Add(static_cast<double>(progress.loaded_bytes - before));
   migrations_finished_.Add(static_cast<double>(progress.finished - migration_.finished));
   migrations_failed_.Add(static_cast<double>(progress.failed - migration_.failed));
-  if (progress.phase == MigrationPhase::kDropOld)
-    placement_generation_.Set(static_cast<double>(progress.generation));
+  if (progress.phase == MigrationPhase::kDropOld) placement_generation_.Set(static_cast<double>(progress.generation));
   migration_ = progress;
 }
 

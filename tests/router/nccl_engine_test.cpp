@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tests/router/engine_harness.h"
+#include "tests/router/migration_property.h"
 #include "tests/transport/nccl/nccl_threads.h"
 
 namespace moe {
@@ -57,11 +58,25 @@ void ExpectSameAsInProcess(const std::string& model, int workers, std::size_t sm
   for (std::size_t i = 0; i < actual.size(); ++i) ExpectSameBits(*actual[i].output, *expected[i].output);
 }
 
+TEST(NcclEngine, ExpertsMove) {
+  NcclJob job;
+  HarnessOptions options{.workers = 3, .redundant_experts = 2, .max_step_tokens = 48};
+  options.connect = [&](const TransportLimits& limits, int n) { return job.Connect(limits, n, 4096); };
+  ExpectPlainBitsWhileMigrating({.options = options, .seed = 41, .batches = 1});
+}
+
 TEST(NcclEngine, TheBundledModelSaysTheSameOverSmallMessages) {
   ExpectSameAsInProcess("models/eight-languages-moe", 3, kNcclSmallBytes);
 }
 
 // A decode step's rows fit the first part of a message, a prefill's do not.
+TEST(NcclEngine, ExpertsMove) {
+  NcclJob job;
+  HarnessOptions options{.workers = 3, .redundant_experts = 2, .max_step_tokens = 48};
+  options.connect = [&](const TransportLimits& limits, int n) { return job.Connect(limits, n, 4096); };
+  ExpectPlainBitsWhileMigrating({.options = options, .seed = 41, .batches = 1});
+}
+
 TEST(NcclEngine, TheBundledModelSaysTheSameOverMessagesOfBothForms) {
   ExpectSameAsInProcess("models/eight-languages-moe", 2, 4096);
 }
