@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import unittest
 
 import grpc
 import serving
@@ -113,16 +112,13 @@ class MigrationTest(serving.ServingTest):
         with serving.running(serving.MOE, 3, "--migration-bandwidth", "1K") as server:
             now = get_placement(server)
             self.assertEqual(set_placement(server, shuffled(now, 5)), 2)
-            with self.assertRaises(grpc.RpcError) as caught:
-                set_placement(server, now)
-            self.assertEqual(caught.exception.code().name, "FAILED_PRECONDITION")
-            self.assertIn("generation 2 is under way", caught.exception.details())
-            serving.wait_until(lambda: server.get_cluster().migration.loaded_bytes > 0
-                               or server.get_cluster().migration.phase == serving.pb.MIGRATION_PHASE_LOADING,
+            self.assert_refused(grpc.StatusCode.FAILED_PRECONDITION, "generation 2 is under way",
+                                call=lambda: set_placement(server, now))
+            serving.wait_until(lambda: server.get_cluster().migration.phase == serving.pb.MIGRATION_PHASE_LOADING,
                                "nothing is loaded")
             self.assertEqual(server.get_cluster().placement_generation, 1)
             self.assertEqual([r.token_ids for r in server.generate(PROMPTS, TOKENS)], self.expected)
 
 
 if __name__ == "__main__":
-    unittest.main()
+    serving.main()

@@ -70,13 +70,6 @@ TEST(NcclEngine, TheBundledModelSaysTheSameOverSmallMessages) {
 }
 
 // A decode step's rows fit the first part of a message, a prefill's do not.
-TEST(NcclEngine, ExpertsMove) {
-  NcclJob job;
-  HarnessOptions options{.workers = 3, .redundant_experts = 2, .max_step_tokens = 48};
-  options.connect = [&](const TransportLimits& limits, int n) { return job.Connect(limits, n, 4096); };
-  ExpectPlainBitsWhileMigrating({.options = options, .seed = 41, .batches = 1});
-}
-
 TEST(NcclEngine, TheBundledModelSaysTheSameOverMessagesOfBothForms) {
   ExpectSameAsInProcess("models/eight-languages-moe", 2, 4096);
 }
