@@ -125,14 +125,14 @@ std::optional<std::size_t> FleetWorker::Assign(WorkerEndpoint& endpoint, const I
   if (const Status status = Check(*wanted); !status.ok()) return WriteFailure(reply, status);
   // It comes before all else over a connection, whose number may have been another router's.
   if (host_) host_->views().Leave(request.router);
-  if (const Status status = MayHost(endpoint, request.router, *wanted); !status.ok())
-    return WriteFailure(reply, status);
   if (host_ && SameWorker(*hosted_, *wanted)) {
     if (const ExpertViews::Shard shard = host_->views().FindSame(wanted->layers)) {
       Host(request.router, *wanted, shard);
       return WriteDescription(reply, description());
     }
   }
+  if (const Status status = MayHost(endpoint, request.router, *wanted); !status.ok())
+    return WriteFailure(reply, status);
   if (!may_load) return WriteFailure(reply, Unavailable("the shard that the router expects is not loaded here"));
   if (!loading_) {
     const Status status = BeginLoad(endpoint, request.router, *std::move(wanted));
@@ -184,12 +184,11 @@ Status FleetWorker::MayHost(const WorkerEndpoint& endpoint, int router, const Wo
                        " or other experts");
   }
   if (!OthersAttached(endpoint, router)) return Status::Ok();
-  const bool known = host_->views().FindSame(wanted.layers) != nullptr;
   const auto moved = [&](const ExpertViews::Holding& holding) {
     return IsAttached(endpoint, holding.router) && holding.generation > kFirstGeneration;
   };
   const bool may_differ = wanted.generation > kFirstGeneration || std::ranges::any_of(host_->views().holdings(), moved);
-  if (SameWorker(*hosted_, wanted) && (known || may_differ)) return Status::Ok();
+  if (SameWorker(*hosted_, wanted) && may_differ) return Status::Ok();
   return InvalidArgument("another router has made it ", Words(*hosted_), "; this router wants ", Words(wanted),
                          " or other experts");
 }

@@ -108,6 +108,18 @@ class MigrationTest(serving.ServingTest):
             path.write_text("[]")
             self.assertEqual(run().returncode, 2)
 
+    def test_the_measurement_completes(self):
+        command = [sys.executable, "-B", serving.ROOT / "bench/migration_cost.py", "--program", serving.BIN_DIR / "moe_serve",
+                   "--seconds", "1", "--every", "0.2", "--warmup", "0", "--batch", "4", "--tokens", "16", "--json"]
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False,
+                              timeout=serving.CALL_SECONDS, env=serving.clean_environment())
+        self.assertEqual(done.returncode, 0, done.stderr)
+        result = json.loads(done.stdout)
+        self.assertEqual((result["wrong"], result["failures"]), (0, []))
+        self.assertGreaterEqual(result["moves"], 1)
+        self.assertEqual(result["moved_experts"], 4 * result["moves"])
+        self.assertGreater(result["with"]["tokens_per_s"], 0)
+
     def test_one_at_a_time_within_its_bandwidth_and_a_drain_does_not_wait(self):
         with serving.running(serving.MOE, 3, "--migration-bandwidth", "1K") as server:
             now = get_placement(server)
