@@ -87,9 +87,10 @@ void AddRebalanceOptions(FlagAdder& add, ServeOptions& o) {
 
 void AddMigrationOptions(FlagAdder& add, ServeOptions& o) {
   constexpr std::uint64_t kMost = std::uint64_t{1} << 50;
-  add.Add("--migration-bandwidth", o.migration_bandwidth,
-          "Bytes of weights per second that each worker loads when experts move, 16M, 1G …; 0: no limit. The default "
-          "keeps a worker's memory and processors for the rows: a tenth of one core, or less")
+  add.Add(
+         "--migration-bandwidth", o.migration_bandwidth,
+         "Bytes of weights per second that each worker loads when experts move, 16M, 1G …; 0: no limit. The default is "
+         "low against what a worker reads for its rows, so that these hardly notice")
       ->transform(CLI::AsSizeValue(false))
       ->check(CLI::Range(std::uint64_t{0}, kMost));
 }

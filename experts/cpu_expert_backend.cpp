@@ -6,8 +6,7 @@ namespace {
 
 class CpuExpertBackend final : public ExpertBackend {
  public:
-  CpuExpertBackend(const Kernels& kernels, ThreadPool& pool, const CpuMlpLimits& limits)
-      : mlp_(kernels, pool, limits) {
+  CpuExpertBackend(const Kernels& kernels, ThreadPool& pool, const CpuMlpLimits& limits) : mlp_(kernels, pool, limits) {
     experts_.reserve(limits.mlps);
   }
 

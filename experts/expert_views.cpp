@@ -45,7 +45,9 @@ const ExpertShard* ExpertViews::Use(int router, std::uint64_t generation) {
 }
 
 void ExpertViews::Hold(int router, std::uint64_t generation, Shard shard) {
-  std::erase_if(holdings_, [&](const Holding& h) { return h.router == router && h.generation == generation; });
+  std::erase_if(holdings_, [&](const Holding& h) {
+    return (h.router == router && h.generation == generation) || (h.router == kNobody && h.shard == shard);
+  });
   holdings_.push_back({.router = router, .generation = generation, .shard = std::move(shard)});
   Show();
 }
@@ -74,25 +76,30 @@ void ExpertViews::Share(ExpertShard& shard) const {
   for (const Holding& holding : holdings_) shard.TakeFrom(*holding.shard);
 }
 
-void ExpertViews::DropDetached(const std::function<bool(int router)>& attached, bool prepared_alone) {
-  const auto gone = [&](int router) { return !attached(router); };
+void ExpertViews::Leave(int router) {
+  for (Preparation& preparation : preparations_)
+    if (preparation.router == router) GiveUp(preparation);
+  std::erase_if(preparations_, [&](const Preparation& p) { return p.router == router; });
+  std::erase_if(holdings_, [&](const Holding& h) { return h.router == router && h.prepared; });
+  for (Holding& holding : holdings_)
+    if (holding.router == router) holding.router = kNobody;
+  Show();
+}
+
+void ExpertViews::DropDetached(const std::function<bool(int router)>& attached, TimePoint now, Clock::duration keep) {
+  const auto gone = [&](int router) { return router == kNobody || !attached(router); };
   for (Preparation& preparation : preparations_)
     if (gone(preparation.router)) GiveUp(preparation);
   std::erase_if(preparations_, [&](const Preparation& p) { return gone(p.router); });
-  const std::size_t dropped = std::erase_if(
-      holdings_, [&](const Holding& h) { return (h.prepared || !prepared_alone) && gone(h.router); });
-  std::erase_if(met_, gone);
   EndLoads();
+  const bool others = std::ranges::any_of(holdings_, [&](const Holding& h) { return !gone(h.router); });
+  const std::size_t dropped = std::erase_if(holdings_, [&](Holding& holding) {
+    if (!gone(holding.router)) return false;
+    if (holding.prepared) return true;
+    if (!holding.left_at) holding.left_at = now;
+    return others && now - *holding.left_at >= keep;
+  });
   if (dropped > 0) Show();
-}
-
-void ExpertViews::DropAll() {
-  for (Preparation& preparation : preparations_) GiveUp(preparation);
-  preparations_.clear();
-  holdings_.clear();
-  for_all_.reset();
-  EndLoads();
-  Show();
 }
 
 Status ExpertViews::Prepare(int router, const WorkerPreparation& wanted) {
@@ -174,9 +181,8 @@ void ExpertViews::Settle(Preparation& preparation) {
 }
 
 Result<PreparationStatus> ExpertViews::StatusOf(int router, const PreparationQuery& query) {
-  const auto preparation = std::ranges::find_if(preparations_, [&](const Preparation& p) {
-    return p.router == router && p.generation == query.generation;
-  });
+  const auto preparation = std::ranges::find_if(
+      preparations_, [&](const Preparation& p) { return p.router == router && p.generation == query.generation; });
   if (preparation == preparations_.end())
     return InvalidArgument("placement generation ", query.generation, " is not being prepared here");
   Settle(*preparation);

@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "core/clock.h"
 #include "core/status.h"
 #include "experts/expert_shard.h"
 #include "experts/shard_loading.h"
@@ -43,7 +44,7 @@ class ExpertViews {
     const ModelConfig& config;
     WeightTypes types;
     ExpertLoader load;
-    std::function<std::uint64_t()> free_memory;                  // bytes; 0: unknown
+    std::function<std::uint64_t()> free_memory;                // bytes; 0: unknown
     std::function<void(const HostedExperts&)> on_hosted = {};  // after each change, by the loop; may be empty
   };
   /// `options.config` outlives this.
@@ -69,12 +70,17 @@ class ExpertViews {
     int router = 0;
     std::uint64_t generation = 0;
     Shard shard;
-    bool prepared = false;  // and not dispatched to, or assigned, since
+    bool prepared = false;             // and not dispatched to, or assigned, since
+    std::optional<TimePoint> left_at;  // when it was noticed that the router is gone
   };
+  static constexpr int kNobody = -1;  // as a router
   const std::vector<Holding>& holdings() const { return holdings_; }
-  /// Drops what routers hold that are not attached any more; with `prepared_alone`, what they had only prepared.
-  void DropDetached(const std::function<bool(int router)>& attached, bool prepared_alone);
-  void DropAll();
+  /// The number stands for another router from here on. What the one before held stays, for nobody, in case that it
+  /// comes back under another number; what it had only prepared goes.
+  void Leave(int router);
+  /// Drops what routers have only prepared that are gone, and, if others hold anything, what they have held for longer
+  /// than `keep` since.
+  void DropDetached(const std::function<bool(int router)>& attached, TimePoint now, Clock::duration keep);
 
   /// Begins to load what the preparation lacks. Refuses by name: FAILED_PRECONDITION when another migration is under
   /// way here, RESOURCE_EXHAUSTED when memory is short, INVALID_ARGUMENT for a generation, a layer or an expert that

@@ -22,15 +22,16 @@ std::chrono::nanoseconds PauseAfter(std::uint64_t bytes, std::chrono::nanosecond
   if (bytes_per_s == 0) return std::chrono::nanoseconds(0);
   const double seconds = static_cast<double>(bytes) / static_cast<double>(bytes_per_s);
   constexpr double kLongest = 86'400;  // of one expert: a limit of a few bytes per second is no reason to overflow
-  const auto due = std::chrono::duration_cast<std::chrono::nanoseconds>(
-      std::chrono::duration<double>(std::min(seconds, kLongest)));
+  const auto due =
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double>(std::min(seconds, kLongest)));
   return std::max(due - took, std::chrono::nanoseconds(0));
 }
 
-ShardLoading::ShardLoading(Options options) : options_(std::move(options)), thread_([this] {
-  outcome_ = Run();
-  done_ = true;
-}) {}
+ShardLoading::ShardLoading(Options options)
+    : options_(std::move(options)), thread_([this] {
+        outcome_ = Run();
+        done_ = true;
+      }) {}
 
 ShardLoading::~ShardLoading() {
   GiveUp();
@@ -77,8 +78,7 @@ Status ShardLoading::LoadAll() {
 
 void ShardLoading::AddChecksums() {
   for (const Options::Check& check : options_.checks) {
-    const auto weights =
-        check.weights != nullptr ? check.weights : options_.shard.Expert(check.layer, check.expert);
+    const auto weights = check.weights != nullptr ? check.weights : options_.shard.Expert(check.layer, check.expert);
     checksums_.push_back(Checksum(*weights));
   }
 }

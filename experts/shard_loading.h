@@ -68,7 +68,7 @@ class ShardLoading {
   std::atomic<std::uint64_t> loaded_experts_{0};
   std::atomic<std::uint64_t> loaded_bytes_{0};
   std::atomic<bool> done_{false};
-  Status outcome_;                         // before done_
+  Status outcome_;                        // before done_
   std::vector<std::uint64_t> checksums_;  // before done_
   std::mutex mutex_;
   std::condition_variable changed_;

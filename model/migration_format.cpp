@@ -26,8 +26,7 @@ Result<std::size_t> WritePreparation(std::span<std::byte> buffer, const WorkerPr
   for (const WorkerAssignment::Layer& layer : p.layers)
     layers.push_back({{"layer", layer.layer}, {"slots", layer.slots}});
   nlohmann::json checks = nlohmann::json::array();
-  for (const WorkerPreparation::Checks& of : p.checks)
-    checks.push_back({{"layer", of.layer}, {"experts", of.experts}});
+  for (const WorkerPreparation::Checks& of : p.checks) checks.push_back({{"layer", of.layer}, {"experts", of.experts}});
   const nlohmann::json json = {{"generation", p.generation},
                                {"from", p.from},
                                {"bytes_per_s", p.bytes_per_s},

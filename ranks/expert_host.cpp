@@ -99,12 +99,13 @@ void ExpertHost::SetAddresses(const std::string& metrics, const std::string& con
 
 std::unique_ptr<Worker> ExpertHost::MakeWorker(WorkerTotals& totals, Worker::Describe describe,
                                                Worker::Observer observer) {
-  return std::make_unique<Worker>(options_, std::move(describe), views_, *backend_, pool_, totals,
-                                  std::move(observer));
+  return std::make_unique<Worker>(options_, std::move(describe), views_, *backend_, pool_, totals, std::move(observer));
 }
 
 Status ExpertHost::Run(WorkerEndpoint& endpoint, Worker::Observer observer) {
-  return MakeWorker(totals_, [this] { return description_; }, std::move(observer))->Run(endpoint);
+  return MakeWorker(
+             totals_, [this] { return description_; }, std::move(observer))
+      ->Run(endpoint);
 }
 
 Status ServeExperts(const RankSetup& setup, WorkerId worker, ThreadPool& pool, WorkerEndpoint& endpoint) {

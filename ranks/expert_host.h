@@ -39,8 +39,8 @@ class ExpertHost {
   /// Before Run: told of each change of what is hosted, by the loop.
   void OnHosted(std::function<void(const HostedExperts&)> on_hosted) { on_hosted_ = std::move(on_hosted); }
 
-  /// What answers dispatches, for a loop of one's own; it says of itself what `describe` gives. `totals` outlives it, as
-  /// this does.
+  /// What answers dispatches, for a loop of one's own; it says of itself what `describe` gives. `totals` outlives it,
+  /// as this does.
   std::unique_ptr<Worker> MakeWorker(WorkerTotals& totals, Worker::Describe describe, Worker::Observer observer);
 
   /// Serves `endpoint` until its router says shutdown; `observer` is told of every dispatch.

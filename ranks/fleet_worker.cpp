@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "core/clock.h"
 #include "core/machine.h"
 #include "model/weight_bytes.h"
 
@@ -37,9 +38,16 @@ std::string Words(const WorkerAssignment& a) {
   return Cat("worker ", a.worker, " of ", a.workers, ", generation ", a.generation);
 }
 
-std::function<bool(int)> Attached(const WorkerEndpoint& endpoint) {
-  return [&endpoint](int router) { return endpoint.attached(router); };
+bool IsAttached(const WorkerEndpoint& endpoint, int router) {
+  return router != ExpertViews::kNobody && endpoint.attached(router);
 }
+std::function<bool(int)> Attached(const WorkerEndpoint& endpoint) {
+  return [&endpoint](int router) { return IsAttached(endpoint, router); };
+}
+
+// How long what a router held stays when it is gone and another is there: it may only have lost its connections, and
+// makes new ones as soon as it knows which workers are left.
+constexpr std::chrono::seconds kKeepForReturn{60};
 
 /// The placement that a router starts with.
 constexpr std::uint64_t kFirstGeneration = 1;
@@ -79,7 +87,7 @@ Status FleetWorker::Run(WorkerEndpoint& endpoint) {
     }
     const std::optional<IncomingRequest>& request = *received;
     if (!request && stop) return Status::Ok();
-    if (!request && host_) host_->views().DropDetached(Attached(endpoint), /*prepared_alone=*/true);
+    if (!request && host_) host_->views().DropDetached(Attached(endpoint), Clock::now(), kKeepForReturn);
     if (request) MOE_RETURN_IF_ERROR(Answer(endpoint, *request).status());
   }
 }
@@ -100,7 +108,7 @@ Result<bool> FleetWorker::Answer(WorkerEndpoint& endpoint, const IncomingRequest
     bytes = *answer;
   } else if (worker_) {
     // What the gone have left makes room.
-    if (*kind == MessageKind::kPrepare) host_->views().DropDetached(Attached(endpoint), /*prepared_alone=*/false);
+    if (*kind == MessageKind::kPrepare) host_->views().DropDetached(Attached(endpoint), Clock::now(), {});
     bytes = worker_->Answer(*kind, request, reply);
   } else {
     bytes = WriteFailure(reply, Unavailable("no shard is loaded here"));
@@ -115,14 +123,16 @@ std::optional<std::size_t> FleetWorker::Assign(WorkerEndpoint& endpoint, const I
   if (!wanted.ok()) return WriteFailure(reply, wanted.status());
   const bool may_load = std::exchange(wanted->load, true);
   if (const Status status = Check(*wanted); !status.ok()) return WriteFailure(reply, status);
-  if (const Status status = MayHost(endpoint, request.router, *wanted); !status.ok())
-    return WriteFailure(reply, status);
+  // It comes before all else over a connection, whose number may have been another router's.
+  if (host_) host_->views().Leave(request.router);
   if (host_ && SameWorker(*hosted_, *wanted)) {
     if (const ExpertViews::Shard shard = host_->views().FindSame(wanted->layers)) {
       Host(request.router, *wanted, shard);
       return WriteDescription(reply, description());
     }
   }
+  if (const Status status = MayHost(endpoint, request.router, *wanted); !status.ok())
+    return WriteFailure(reply, status);
   if (!may_load) return WriteFailure(reply, Unavailable("the shard that the router expects is not loaded here"));
   if (!loading_) {
     const Status status = BeginLoad(endpoint, request.router, *std::move(wanted));
@@ -163,7 +173,7 @@ Status FleetWorker::Check(const WorkerAssignment& wanted) const {
 bool FleetWorker::OthersAttached(const WorkerEndpoint& endpoint, int router) const {
   if (!host_) return false;
   return std::ranges::any_of(host_->views().holdings(), [&](const ExpertViews::Holding& holding) {
-    return holding.router != router && endpoint.attached(holding.router);
+    return holding.router != router && IsAttached(endpoint, holding.router);
   });
 }
 
@@ -174,13 +184,11 @@ Status FleetWorker::MayHost(const WorkerEndpoint& endpoint, int router, const Wo
                        " or other experts");
   }
   if (!OthersAttached(endpoint, router)) return Status::Ok();
-  const bool known = host_->views().FindSame(wanted.layers) != nullptr;
   const auto moved = [&](const ExpertViews::Holding& holding) {
-    return endpoint.attached(holding.router) && holding.generation > kFirstGeneration;
+    return IsAttached(endpoint, holding.router) && holding.generation > kFirstGeneration;
   };
-  const bool may_differ =
-      wanted.generation > kFirstGeneration || std::ranges::any_of(host_->views().holdings(), moved);
-  if (SameWorker(*hosted_, wanted) && (known || may_differ)) return Status::Ok();
+  const bool may_differ = wanted.generation > kFirstGeneration || std::ranges::any_of(host_->views().holdings(), moved);
+  if (SameWorker(*hosted_, wanted) && may_differ) return Status::Ok();
   return InvalidArgument("another router has made it ", Words(*hosted_), "; this router wants ", Words(wanted),
                          " or other experts");
 }
@@ -194,9 +202,9 @@ Status FleetWorker::BeginLoad(const WorkerEndpoint& endpoint, int router, Worker
 Status FleetWorker::BeginLoadBeside(const WorkerEndpoint& endpoint, WorkerAssignment assignment) {
   MOE_RETURN_IF_ERROR(host_->backend().CheckMigration());
   ExpertViews& views = host_->views();
-  views.DropDetached(Attached(endpoint), /*prepared_alone=*/false);
-  ExpertShard shard = ExpertShard::Unloaded(
-      setup_.config, PlacementOf(assignment, setup_.config.num_experts()), WorkerId(static_cast<int>(assignment.worker)));
+  views.DropDetached(Attached(endpoint), Clock::now(), {});
+  ExpertShard shard = ExpertShard::Unloaded(setup_.config, PlacementOf(assignment, setup_.config.num_experts()),
+                                            WorkerId(static_cast<int>(assignment.worker)));
   views.Share(shard);
   MOE_RETURN_IF_ERROR(views.CheckMemory(shard));
   loading_ = std::make_unique<Loading>();

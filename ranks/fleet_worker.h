@@ -77,7 +77,7 @@ class FleetWorker {
   std::optional<std::size_t> Assign(WorkerEndpoint& endpoint, const IncomingRequest& request,
                                     std::span<std::byte> reply);
   Status Check(const WorkerAssignment& wanted) const;
-  /// INVALID_ARGUMENT or UNAVAILABLE when this worker may not host `wanted` just now.
+  /// INVALID_ARGUMENT or UNAVAILABLE when this worker may not load `wanted`, which it has not, just now.
   Status MayHost(const WorkerEndpoint& endpoint, int router, const WorkerAssignment& wanted) const;
   /// Of those that hold anything here.
   bool OthersAttached(const WorkerEndpoint& endpoint, int router) const;

@@ -52,8 +52,7 @@ Status FromGrpc(const grpc::Status& status) {
     case grpc::StatusCode::UNAVAILABLE: return {StatusCode::kUnavailable, status.error_message()};
     case grpc::StatusCode::UNIMPLEMENTED: return {StatusCode::kUnimplemented, status.error_message()};
     case grpc::StatusCode::INTERNAL: return {StatusCode::kInternal, status.error_message()};
-    case grpc::StatusCode::FAILED_PRECONDITION:
-      return {StatusCode::kFailedPrecondition, status.error_message()};
+    case grpc::StatusCode::FAILED_PRECONDITION: return {StatusCode::kFailedPrecondition, status.error_message()};
     default: return Internal(ForeignName(status.error_code()), ": ", status.error_message());
   }
 }

@@ -32,10 +32,8 @@ class ExpertViewsTest : public testing::Test {
 
   /// Experts 3, 0 and 5 of layer 1 of a golden model, one slot of layer 2, none of layer 0.
   ExpertViews::Shard First() {
-    const Placement placement{.generation = 1,
-                              .num_experts = 6,
-                              .workers = 1,
-                              .layers = {{0, {{}}}, {1, {{3, 0, 5}}}, {2, {{1}}}}};
+    const Placement placement{
+        .generation = 1, .num_experts = 6, .workers = 1, .layers = {{0, {{}}}, {1, {{3, 0, 5}}}, {2, {{1}}}}};
     return std::make_shared<const ExpertShard>(
         *ExpertShard::Load(config_, checkpoint_, placement, WorkerId(0), WeightType::kF32, pool_));
   }
@@ -201,20 +199,41 @@ TEST_F(ExpertViewsTest, RefusesByNameWhatCannotBe) {
   EXPECT_TRUE(views_.Prepare(kRouter, Second()).ok());
 }
 
-TEST_F(ExpertViewsTest, WhatOnlyAGoneRouterHasPreparedIsDropped) {
+TEST_F(ExpertViewsTest, WhatAGoneRouterHeldStaysForAWhileButNotWhatItOnlyPrepared) {
+  const auto nobody = [](int) { return false; };
+  const TimePoint now{1h};
   ASSERT_TRUE(views_.Prepare(kRouter, Second()).ok());
   (void)Wait(kRouter, 2);
-  const auto nobody = [](int) { return false; };
-  views_.DropDetached(nobody, /*prepared_alone=*/true);
+  views_.DropDetached(nobody, now, 1min);
   EXPECT_EQ(views_.Find(kRouter, 2), nullptr);
-  EXPECT_NE(views_.Find(kRouter, 1), nullptr) << "it may come back for it";
+  EXPECT_NE(views_.Find(kRouter, 1), nullptr);
   ASSERT_TRUE(views_.Prepare(kRouter, Second()).ok());
   (void)Wait(kRouter, 2);
   EXPECT_NE(views_.Use(kRouter, 2), nullptr);
-  views_.DropDetached(nobody, /*prepared_alone=*/true);
+  views_.DropDetached(nobody, now, 1min);
   EXPECT_NE(views_.Find(kRouter, 2), nullptr) << "it is in force";
-  views_.DropDetached(nobody, /*prepared_alone=*/false);
-  EXPECT_EQ(views_.hosted().bytes, 0u);
+  views_.DropDetached(nobody, now + 2min, 1min);
+  EXPECT_EQ(views_.hosted().bytes, 7 * kExpertBytes) << "while nobody else is there, all stays";
+  views_.Hold(7, 1, views_.FindSame({{0, {}}, {1, {3, 0, 5}}, {2, {1}}}));
+  const auto other = [](int router) { return router == 7; };
+  views_.DropDetached(other, now + 59s, 1min);
+  EXPECT_NE(views_.Find(kRouter, 2), nullptr);
+  views_.DropDetached(other, now + 60s, 1min);
+  EXPECT_EQ(views_.Find(kRouter, 2), nullptr);
+  EXPECT_EQ(views_.hosted().bytes, 4 * kExpertBytes);
+}
+
+TEST_F(ExpertViewsTest, ANumberThatAnotherRouterTakesMeansNothingOfTheFirst) {
+  ASSERT_TRUE(views_.Prepare(kRouter, Second()).ok());
+  (void)Wait(kRouter, 2);
+  views_.Leave(kRouter);
+  EXPECT_EQ(views_.Find(kRouter, 1), nullptr);
+  EXPECT_FALSE(views_.StatusOf(kRouter, {.generation = 2}).ok());
+  EXPECT_EQ(views_.hosted().bytes, 4 * kExpertBytes) << "kept for its return";
+  const ExpertViews::Shard kept = views_.FindSame({{0, {}}, {1, {3, 0, 5}}, {2, {1}}});
+  ASSERT_NE(kept, nullptr);
+  views_.Hold(5, 1, kept);
+  EXPECT_EQ(views_.holdings().size(), 1u);
 }
 
 TEST_F(ExpertViewsTest, ManyChecksumsComeInPieces) {
@@ -223,8 +242,7 @@ TEST_F(ExpertViewsTest, ManyChecksumsComeInPieces) {
   for (std::size_t i = 0; i < kMostChecksums + 5; ++i) wanted.checks[0].experts.push_back(i % 2 == 0 ? 3 : 4);
   ASSERT_TRUE(views_.Prepare(kRouter, wanted).ok());
   EXPECT_EQ(Wait(kRouter, 2).checksums.size(), kMostChecksums);
-  const Result<PreparationStatus> rest =
-      views_.StatusOf(kRouter, {.generation = 2, .first_checksum = kMostChecksums});
+  const Result<PreparationStatus> rest = views_.StatusOf(kRouter, {.generation = 2, .first_checksum = kMostChecksums});
   EXPECT_THAT(rest->checksums, ElementsAre(SumOf(1, 3), SumOf(1, 4), SumOf(1, 3), SumOf(1, 4), SumOf(1, 3)));
   EXPECT_TRUE(views_.StatusOf(kRouter, {.generation = 2, .first_checksum = ~std::uint64_t{0}})->checksums.empty());
 }

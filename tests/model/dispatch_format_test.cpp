@@ -283,10 +283,9 @@ TEST(DispatchReply, TextPastTheEndIsRefused) {
 // Failures and control messages.
 
 TEST(Failures, ArriveWithTheirCodeAndWords) {
-  for (const Status& sent :
-       {InvalidArgument("a"), NotFound("tensor x is missing"), ResourceExhausted(""), DeadlineExceeded("c"),
-        Cancelled("d"), Unavailable("e"), Unimplemented("f"),
-        FailedPrecondition("g"), Internal("placement generation 7 is unknown here (3)")}) {
+  for (const Status& sent : {InvalidArgument("a"), NotFound("tensor x is missing"), ResourceExhausted(""),
+                             DeadlineExceeded("c"), Cancelled("d"), Unavailable("e"), Unimplemented("f"),
+                             FailedPrecondition("g"), Internal("placement generation 7 is unknown here (3)")}) {
     Buffer buffer(256);
     const auto reply = buffer.span().first(WriteFailure(buffer.span(), sent));
     const Status statuses[] = {ReplyFailure(reply), ParseControlReply(reply), ParseDescription(reply).status()};

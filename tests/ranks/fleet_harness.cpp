@@ -68,7 +68,8 @@ FleetHarness::FleetHarness(FleetOptions options, TestWorkers* workers)
                                              .max_step_tokens = options_.max_step_tokens,
                                              .prefill_chunk = options_.prefill_chunk},
                                   .max_queued = 1024,
-                                  .drain_timeout = std::chrono::minutes(10)},
+                                  .drain_timeout = std::chrono::minutes(10),
+                                  .migration = options_.migration},
                   engine_->engine(), engine_->cache(), *metrics_, fleet_.get());
   fleet_->Bind(*engine_->exchange(),
                {.on_worker = [this](WorkerId w, const RemoteFleet::WorkerState& s) { metrics_->OnWorker(w, s.up); },

@@ -29,6 +29,7 @@ struct FleetOptions {
   std::size_t max_sequences = 8;
   std::size_t max_step_tokens = 64;
   std::size_t prefill_chunk = 0;
+  Migrator::Options migration = {.interval = std::chrono::milliseconds(0)};
 
   RankOptions rank_options() const;
 };

@@ -174,6 +174,117 @@ TEST(ClusterCalls, AfterTheRoutersEndTheStateIsUnavailable) {
   EXPECT_EQ(harness.cluster().GetCluster(&context, {}, &state).error_code(), StatusCode::UNAVAILABLE);
 }
 
+grpc::Status SetPlacement(ServiceHarness& harness, const v1::Placement& placement,
+                          std::uint64_t* generation = nullptr) {
+  grpc::ClientContext context;
+  v1::SetPlacementRequest request;
+  *request.mutable_placement() = placement;
+  v1::SetPlacementResponse response;
+  const grpc::Status status = harness.cluster().SetPlacement(&context, request, &response);
+  if (generation != nullptr) *generation = response.generation();
+  return status;
+}
+
+v1::Placement GetPlacement(ServiceHarness& harness) {
+  grpc::ClientContext context;
+  v1::Placement placement;
+  EXPECT_TRUE(harness.cluster().GetPlacement(&context, {}, &placement).ok());
+  return placement;
+}
+
+TEST(ClusterCalls, SetPlacementMovesExpertsAndTheStateFollows) {
+  ServiceHarness harness({.engine = {.workers = 3}});
+  EXPECT_FALSE(GetCluster(harness).has_migration());
+  const GenerateOutcome before = Generate(harness.inference(), GenerateBatch({{1, 2, 3}, {4}}, 5));
+  v1::Placement next = GetPlacement(harness);  // two experts a worker
+  next.set_generation(77);                     // not looked at
+  for (v1::PlacementLayer& layer : *next.mutable_layers()) {
+    layer.mutable_workers(0)->add_experts(5);
+    layer.mutable_workers(2)->mutable_experts()->RemoveLast();
+  }
+  std::uint64_t generation = 0;
+  ASSERT_TRUE(SetPlacement(harness, next, &generation).ok());
+  EXPECT_EQ(generation, 2u);
+  ASSERT_TRUE(harness.Eventually([&] { return harness.engine().router().migration().finished == 1; }));
+  const v1::ClusterState state = GetCluster(harness);
+  EXPECT_EQ(state.placement_generation(), 2u);
+  EXPECT_EQ(state.migration().phase(), v1::MIGRATION_PHASE_IDLE);
+  EXPECT_EQ(state.migration().generation(), 2u);
+  EXPECT_EQ(state.migration().moved_experts(), 3u) << "one a layer";
+  EXPECT_EQ(state.migration().finished(), 1u);
+  EXPECT_EQ(state.migration().failed(), 0u);
+  EXPECT_EQ(state.migration().last_failure(), "");
+  EXPECT_GT(state.migration().loaded_bytes(), 0u);
+  EXPECT_THAT(state.ranks(1).hosted(0).experts(), ElementsAre(0, 1, 5));
+  EXPECT_THAT(state.ranks(3).hosted(0).experts(), ElementsAre(4));
+  EXPECT_EQ(state.ranks(1).expert_parameters(), 3u * 3 * 3 * 56 * 44);
+  EXPECT_EQ(state.ranks(3).expert_parameters(), 1u * 3 * 3 * 56 * 44);
+  EXPECT_EQ(state.ranks(1).weight_bytes(), 3 * state.ranks(3).weight_bytes());
+  EXPECT_EQ(GetPlacement(harness).generation(), 2u);
+  EXPECT_THAT(GetPlacement(harness).layers(2).workers(0).experts(), ElementsAre(0, 1, 5));
+  const GenerateOutcome after = Generate(harness.inference(), GenerateBatch({{1, 2, 3}, {4}}, 5));
+  for (int i = 0; i < 2; ++i)
+    EXPECT_EQ(after.sequences[static_cast<std::size_t>(i)].tokens,
+              before.sequences[static_cast<std::size_t>(i)].tokens);
+}
+
+TEST(ClusterCalls, SetPlacementRefusesByNameWhatCannotBe) {
+  ServiceHarness harness({.engine = {.workers = 3}});
+  const v1::Placement now = GetPlacement(harness);
+  const auto refusal = [&](auto change) {
+    v1::Placement next = now;
+    change(next);
+    const grpc::Status status = SetPlacement(harness, next);
+    EXPECT_EQ(status.error_code(), StatusCode::INVALID_ARGUMENT);
+    return status.error_message();
+  };
+  EXPECT_THAT(refusal([](auto& p) { p.Clear(); }), testing::HasSubstr("num_experts 0"));
+  EXPECT_THAT(refusal([](auto& p) { p.set_num_experts(0xffffffff); }), testing::HasSubstr("num_experts 2147483647"));
+  EXPECT_THAT(refusal([](auto& p) { p.set_workers(2); }), testing::HasSubstr("workers 2"));
+  EXPECT_THAT(refusal([](auto& p) { p.mutable_layers(1)->set_layer(9); }), testing::HasSubstr("layer 9"));
+  EXPECT_THAT(refusal([](auto& p) { p.mutable_layers(1)->mutable_workers(0)->set_experts(0, 6); }),
+              testing::HasSubstr("expert 6 is not in 0"));
+  EXPECT_THAT(refusal([](auto& p) { p.mutable_layers(1)->mutable_workers(0)->clear_experts(); }),
+              testing::HasSubstr("expert 0 has no slot"));
+  EXPECT_EQ(GetPlacement(harness).generation(), 1u);
+}
+
+TEST(ClusterCalls, SetPlacementIsRefusedWhileAnotherMigrationRuns) {
+  ServiceOptions options{.engine = {.workers = 3}};
+  options.engine.migration.bytes_per_s = 1;  // for days
+  ServiceHarness harness(options);
+  v1::Placement next = GetPlacement(harness);
+  for (v1::PlacementLayer& layer : *next.mutable_layers()) layer.mutable_workers(0)->add_experts(5);
+  ASSERT_TRUE(SetPlacement(harness, next).ok());
+  ASSERT_TRUE(
+      harness.Eventually([&] { return GetCluster(harness).migration().phase() == v1::MIGRATION_PHASE_LOADING; }));
+  const grpc::Status second = SetPlacement(harness, next);
+  EXPECT_EQ(second.error_code(), StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(second.error_message(), testing::HasSubstr("generation 2 is under way"));
+  EXPECT_EQ(GetCluster(harness).placement_generation(), 1u);
+}
+
+TEST(ClusterCalls, AMigrationThatFailsSaysWhyAndChangesNothing) {
+  ServiceOptions options{.engine = {.workers = 3}};
+  options.engine.on_load = [](int, int, int expert, Result<MlpWeights> loaded) -> Result<MlpWeights> {
+    if (expert == 5) return NotFound("a file is gone");
+    return loaded;
+  };
+  ServiceHarness harness(options);
+  v1::Placement next = GetPlacement(harness);
+  for (v1::PlacementLayer& layer : *next.mutable_layers()) layer.mutable_workers(0)->add_experts(5);
+  ASSERT_TRUE(SetPlacement(harness, next).ok());
+  ASSERT_TRUE(harness.Eventually([&] { return harness.engine().router().migration().failed == 1; }));
+  const v1::ClusterState state = GetCluster(harness);
+  EXPECT_EQ(state.placement_generation(), 1u);
+  EXPECT_THAT(state.ranks(1).hosted(0).experts(), ElementsAre(0, 1));
+  EXPECT_EQ(state.migration().failed(), 1u);
+  EXPECT_EQ(state.migration().last_failure(), "rank 1: layer 0, expert 5: a file is gone");
+  std::uint64_t generation = 0;
+  ASSERT_TRUE(SetPlacement(harness, GetPlacement(harness), &generation).ok()) << "the next one may begin";
+  EXPECT_EQ(generation, 3u);
+}
+
 TEST(ClusterCalls, WhatThisVersionLacksIsUnimplemented) {
   ServiceHarness harness;
   const auto code = [](auto call) {

@@ -104,12 +104,15 @@ struct EngineHarness::WorkerSide {
                                       .hidden = harness.exchange_options_.hidden,
                                       .intermediate = WidestExpert(harness.config_),
                                       .type = harness.weight_types_.mlps})),
-        loop({.hidden = harness.exchange_options_.hidden, .max_pairs = max_pairs, .max_slots = max_slots},
-             [] { return WorkerDescription(); }, views, *backend, pool, totals),
+        loop(
+            {.hidden = harness.exchange_options_.hidden, .max_pairs = max_pairs, .max_slots = max_slots},
+            [worker] { return WorkerDescription{.host = Cat("worker-host-", worker.value())}; }, views, *backend, pool,
+            totals),
         endpoint(std::move(end)) {
-    views.HoldForAll(harness.placement_.generation,
-                     std::make_shared<const ExpertShard>(Must(ExpertShard::Load(
-                         harness.config_, *harness.checkpoint_, harness.placement_, worker, harness.weight_types_, pool))));
+    views.HoldForAll(
+        harness.placement_.generation,
+        std::make_shared<const ExpertShard>(Must(ExpertShard::Load(
+            harness.config_, *harness.checkpoint_, harness.placement_, worker, harness.weight_types_, pool))));
     thread = std::thread([this] { ended = loop.Run(*endpoint); });
   }
   ~WorkerSide() { thread.join(); }
@@ -174,11 +177,12 @@ void EngineHarness::StartWorkers() {
                                                  .num_workers = options_.workers,
                                                  .embedded = options_.embedded,
                                                  .tap = options_.faults.empty() ? options_.tap : &injector_}));
-  transport_ = std::move(ends.routers.front());
+  if (!ends.routers.empty()) transport_ = std::move(ends.routers.front());
   if (!options_.faults.empty()) transport_ = MakeFaultyTransport(std::move(transport_), injector_);
   for (int w = 0; w < options_.workers; ++w)
     workers_.push_back(
         std::make_unique<WorkerSide>(*this, WorkerId(w), std::move(ends.workers[static_cast<std::size_t>(w)])));
+  if (transport_ == nullptr) transport_ = options_.connect_router();
 }
 
 void EngineHarness::MakeRouter() {

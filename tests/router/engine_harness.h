@@ -54,6 +54,8 @@ struct HarnessOptions {
   FrameTap* tap = nullptr;  // where there are no faults; outlives the harness
   /// Makes the ends of another transport, instead of the in-process one's.
   std::function<InProcessEnds(const TransportLimits& limits, int workers)> connect;
+  /// The router's, where `connect` has not made it: once the workers serve.
+  std::function<std::unique_ptr<Transport>()> connect_router;
   /// What comes of an expert that a worker has loaded for a migration; by a thread of that worker. Empty: just that.
   std::function<Result<MlpWeights>(int worker, int layer, int expert, Result<MlpWeights> loaded)> on_load;
   std::size_t max_sequences = 8;

@@ -133,8 +133,10 @@ class ExpertExchangeTest : public testing::Test {
                 .type = arrangement.type,
                 .timeout = arrangement.timeout};
     injector_ = std::make_unique<FaultInjector>(arrangement.faults);
-    Result<InProcessEnds> ends = MakeInProcess(
-        {.limits = ExpertExchange::Limits(options_), .num_workers = arrangement.workers, .tap = injector_.get()});
+    TransportLimits limits = ExpertExchange::Limits(options_);
+    limits.max_exchanges *= 2;  // for a second one beside it
+    Result<InProcessEnds> ends =
+        MakeInProcess({.limits = limits, .num_workers = arrangement.workers, .tap = injector_.get()});
     ASSERT_TRUE(ends.ok()) << ends.status().message();
     transport_ = MakeFaultyTransport(std::move(ends->routers.front()), *injector_);
     workers_ = std::make_unique<FakeWorkers>(placement_, std::move(ends->workers), arrangement.scales_input);

@@ -24,9 +24,7 @@ class LoadFaults {
     std::mt19937_64 random(seed_ * 1000 + number);
     switch (random() % 80) {
       case 0: return NotFound("load ", number, " fails by script");
-      case 1:
-        loaded->down.storage()[random() % loaded->down.bytes()] ^= std::byte{1};
-        return loaded;
+      case 1: loaded->down.storage()[random() % loaded->down.bytes()] ^= std::byte{1}; return loaded;
       default: return loaded;
     }
   }
@@ -81,15 +79,13 @@ void ExpectPlainBitsWhileMigrating(const MigrationCase& c) {
   SCOPED_TRACE(Cat("seed ", c.seed));
   HarnessOptions options = c.options;
   LoadFaults faults(c.seed);
-  if (c.failures)
-    options.on_load = [&](int, int, int, Result<MlpWeights> loaded) { return faults(std::move(loaded)); };
+  if (c.failures) options.on_load = [&](int, int, int, Result<MlpWeights> loaded) { return faults(std::move(loaded)); };
   EngineHarness plain({.model = options.model, .max_step_tokens = 128});
   const std::vector<Client> expected = plain.RunAll(MixedRequests(plain.config()));
 
   EngineHarness harness(options);
   std::vector<Client> clients;
-  for (int i = 0; i < c.batches; ++i)
-    EXPECT_TRUE(harness.Submit(MixedRequests(harness.config()), clients).ok());
+  for (int i = 0; i < c.batches; ++i) EXPECT_TRUE(harness.Submit(MixedRequests(harness.config()), clients).ok());
   harness.Start();
   std::mt19937_64 random(c.seed);
   std::uint64_t begun = 0;
@@ -99,7 +95,8 @@ void ExpectPlainBitsWhileMigrating(const MigrationCase& c) {
     return progress.finished > 0 && (progress.failed > 0 || !c.failures);
   };
   while (!Finished(clients) || !enough()) {
-    const Result<std::uint64_t> generation = harness.router().BeginMigration(RandomPlacement(harness.placement(), random));
+    const Result<std::uint64_t> generation =
+        harness.router().BeginMigration(RandomPlacement(harness.placement(), random));
     ++(generation.ok() ? begun : refused);
     std::this_thread::sleep_for(std::chrono::microseconds(random() % 2000));
   }

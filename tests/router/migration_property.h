@@ -15,8 +15,8 @@ Placement RandomPlacement(const Placement& like, std::mt19937_64& random);
 struct MigrationCase {
   HarnessOptions options;  // its on_load is the test's
   std::uint64_t seed = 0;
-  int batches = 4;         // of MixedRequests
-  bool failures = false;   // one load in some fails, or comes out changed
+  int batches = 4;        // of MixedRequests
+  bool failures = false;  // one load in some fails, or comes out changed
 };
 
 /// Migrates for as long as requests run, each time to another random placement, and compares everything with the

@@ -25,10 +25,8 @@ using namespace std::chrono_literals;
 
 /// Two sparse layers of four experts on three workers.
 Placement From() {
-  return {.generation = 4,
-          .num_experts = 4,
-          .workers = 3,
-          .layers = {{1, {{0, 1}, {2}, {3}}}, {3, {{0}, {1, 2}, {3, 0}}}}};
+  return {
+      .generation = 4, .num_experts = 4, .workers = 3, .layers = {{1, {{0, 1}, {2}, {3}}}, {3, {{0}, {1, 2}, {3, 0}}}}};
 }
 Placement To() {
   return {.generation = 9,
@@ -133,10 +131,9 @@ class MigrationStates : public testing::Test {
   }
   static Reply Ready(std::uint64_t bytes, std::vector<std::uint64_t> checksums) {
     return [bytes, checksums = std::move(checksums)](std::span<std::byte> buffer) {
-      return WritePreparationStatus(buffer, {.state = PreparationState::kReady,
-                                             .loaded_experts = 1,
-                                             .loaded_bytes = bytes,
-                                             .checksums = checksums});
+      return WritePreparationStatus(
+          buffer,
+          {.state = PreparationState::kReady, .loaded_experts = 1, .loaded_bytes = bytes, .checksums = checksums});
     };
   }
   static Reply Broken(Status failure) {
@@ -169,8 +166,7 @@ class MigrationStates : public testing::Test {
 TEST_F(MigrationStates, AllIsWell) {
   Begin();
   EXPECT_EQ(migration_.phase(), MigrationPhase::kPrepare);
-  EXPECT_THAT(Round({Yes, Yes, Yes}),
-              ElementsAre(MessageKind::kPrepare, MessageKind::kPrepare, MessageKind::kPrepare));
+  EXPECT_THAT(Round({Yes, Yes, Yes}), ElementsAre(MessageKind::kPrepare, MessageKind::kPrepare, MessageKind::kPrepare));
   EXPECT_EQ(migration_.phase(), MigrationPhase::kLoad);
   EXPECT_THAT(Round({Ready(0, {5}), Loading(10), Loading(0)}),
               ElementsAre(MessageKind::kPrepared, MessageKind::kPrepared, MessageKind::kPrepared));

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tests/router/engine_harness.h"
+#include "tests/router/migration_property.h"
 #include "tests/transport/nccl/nccl_threads.h"
 
 namespace moe {
@@ -55,6 +56,13 @@ void ExpectSameAsInProcess(const std::string& model, int workers, std::size_t sm
   std::vector<Client> actual = harness.RunAll(Requests(model));
   ASSERT_EQ(actual.size(), expected.size());
   for (std::size_t i = 0; i < actual.size(); ++i) ExpectSameBits(*actual[i].output, *expected[i].output);
+}
+
+TEST(NcclEngine, ExpertsMove) {
+  NcclJob job;
+  HarnessOptions options{.workers = 3, .redundant_experts = 2, .max_step_tokens = 48};
+  options.connect = [&](const TransportLimits& limits, int n) { return job.Connect(limits, n, 4096); };
+  ExpectPlainBitsWhileMigrating({.options = options, .seed = 41, .batches = 1});
 }
 
 TEST(NcclEngine, TheBundledModelSaysTheSameOverSmallMessages) {
