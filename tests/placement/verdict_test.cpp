@@ -91,10 +91,10 @@ TEST(Verdict, ASmallGainStaysAndTheWaitingSaysWhy) {
 }
 
 TEST(Verdict, WhatIsEarnedBackTooLateStays) {
-  const Verdict verdict = Ask(Problem(kSkewed), {.horizon_seconds = 600, .migration_bytes_per_s = 1e4});
+  const Verdict verdict = Ask(Problem(kSkewed), {.horizon_seconds = 300, .migration_bytes_per_s = 1e4});
   EXPECT_EQ(verdict.reason, VerdictReason::kTooExpensive);
   EXPECT_THAT(verdict.sentence, StartsWith("No: auto would make a mean step"));
-  EXPECT_THAT(verdict.sentence, HasSubstr("later than the 600 s that a load is trusted to last."));
+  EXPECT_THAT(verdict.sentence, HasSubstr("later than the 300 s that a load is trusted to last."));
 }
 
 TEST(Verdict, FewRowsTellNothing) {
