@@ -6,6 +6,7 @@ moe_plan placement and moe_serve take with --loads.
   bench/import_loads.py expert_distribution_recorder_1712_*.pt > loads.json          SGLang, mode per_pass, every rank's
   bench/import_loads.py expert_load.json > loads.json                                vLLM
   bench/import_loads.py trace.moetrace > loads.json                                  ours
+  bench/import_loads.py --samples morning.moetrace evening.moetrace > loads.json     each file also as a sample
 
 SGLang: the files of /dump_expert_distribution_record. `logical_count` (passes, layers, experts) is summed over passes;
 of `records`, `global_physical_count` (layers, slots) goes to experts by `last_physical_to_logical_map` (layers, slots).
@@ -89,6 +90,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", help="summed up")
     parser.add_argument("--keep-empty-layers", action="store_true")
+    parser.add_argument("--samples", action="store_true", help="each file also as a sample, for the spread of the load")
     arguments = parser.parse_args()
     tables = []
     for path in arguments.files:
@@ -105,11 +107,16 @@ def main() -> int:
     if any(not float(count).is_integer() or count < 0 for row in layers for count in row):
         print("import_loads: counts that are no whole numbers", file=sys.stderr)
         return 1
-    kept = [[int(count) for count in row] for row in layers if arguments.keep_empty_layers or any(row)]
-    if len(kept) < len(layers):
-        print(f"import_loads: {len(layers) - len(kept)} of {len(layers)} layers have no tokens and are left out",
+    kept = [arguments.keep_empty_layers or any(row) for row in layers]
+    if not all(kept):
+        print(f"import_loads: {kept.count(False)} of {len(layers)} layers have no tokens and are left out",
               file=sys.stderr)
-    print(json.dumps({"layers": kept}))
+
+    def whole(table):
+        return [[int(count) for count in row] for row, keep in zip(table, kept) if keep]
+
+    samples = {"samples": [whole(table) for table in tables]} if arguments.samples else {}
+    print(json.dumps({"layers": whole(layers)} | samples))
     return 0
 
 

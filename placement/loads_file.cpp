@@ -75,7 +75,7 @@ Status ReadSamples(const JsonValue::Array& samples, Loads& loads) {
   return Status::Ok();
 }
 
-Result<Loads> ParseLoads(const JsonValue& root) {
+Result<Loads> TakeLoads(const JsonValue& root) {
   if (root.AsObject() == nullptr) return InvalidArgument("not a JSON object");
   for (const JsonValue::Member& member : *root.AsObject())
     if (member.key != "layers" && member.key != "layer_indices" && member.key != "samples")
@@ -99,7 +99,7 @@ Result<Loads> ParseLoads(const JsonValue& root) {
 Result<Loads> OpenLoads(const std::filesystem::path& path) {
   const Result<JsonValue> root = ReadJsonFile(path, kMaxLoadsBytes);
   if (!root.ok()) return root.status().WithContext("loads file");
-  Result<Loads> loads = ParseLoads(*root);
+  Result<Loads> loads = TakeLoads(*root);
   if (!loads.ok()) return loads.status().WithContext(Cat("loads file ", path.string()));
   return loads;
 }
@@ -108,6 +108,12 @@ Result<Loads> OpenLoads(const std::filesystem::path& path) {
 
 Result<std::vector<LayerLoad>> ReadLoadsFile(const std::filesystem::path& path) {
   MOE_ASSIGN_OR_RETURN(Loads loads, OpenLoads(path));
+  return std::move(loads.layers);
+}
+
+Result<std::vector<LayerLoad>> ParseLoads(std::string_view json) {
+  MOE_ASSIGN_OR_RETURN(const JsonValue root, ParseJson(json));
+  MOE_ASSIGN_OR_RETURN(Loads loads, TakeLoads(root));
   return std::move(loads.layers);
 }
 

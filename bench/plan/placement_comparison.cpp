@@ -5,7 +5,10 @@
 #include <numeric>
 #include <utility>
 
+#include "bench/plan/recorded_loads.h"
+#include "core/check.h"
 #include "placement/eplb.h"
+#include "placement/loads_file.h"
 #include "placement/placement_bound.h"
 #include "placement/placement_figures.h"
 
@@ -24,6 +27,17 @@ std::vector<double> EqualLoads(RandomStream& random, std::size_t experts, double
     loads[i] = std::max(0.0, std::round(mean + std::sqrt(mean) * normal));
   }
   return loads;
+}
+
+/// A layer of a bundled model, with all languages or one.
+std::vector<double> RecordedLoad(RandomStream& random) {
+  const auto pick = [&](std::size_t count) { return random.Below(static_cast<std::uint32_t>(count)); };
+  const std::span<const RecordedLoads> all = AllRecordedLoads();
+  const Result<std::vector<LayerLoad>> layers = ParseLoads(all[pick(all.size())].json);
+  MOE_CHECK(layers.ok(), "a recorded load is none");
+  const LayerLoad& layer = (*layers)[pick(layers->size())];
+  const std::size_t sample = pick(layer.samples.size() + 1);
+  return sample == layer.samples.size() ? layer.mean : layer.samples[sample];
 }
 
 double SlowestTime(const Placement& placement, std::span<const double> load) {
@@ -62,29 +76,34 @@ std::vector<double> ZipfLoads(RandomStream& random, std::size_t experts, double 
 ComparisonCase MakeComparisonCase(std::uint64_t seed, std::uint64_t index) {
   RandomStream random{seed, index};
   ComparisonCase made{.index = index};
-  PlacementProblem& problem = made.problem;
-  const int experts = static_cast<int>(std::lround(8 * std::pow(64.0, Unit(random))));
-  problem.num_experts = experts;
-  problem.workers = 2 + static_cast<int>(random.Below(63));
-  const int each = (experts + problem.workers - 1) / problem.workers + static_cast<int>(random.Below(4));
-  problem.slots = std::min(each, experts) * problem.workers;
-  problem.bytes_per_expert = 1;
   LayerLoad load{.layer = 0, .mean = {}, .samples = {}};
-  const std::size_t count = static_cast<std::size_t>(experts);
-  switch (random.Below(4)) {
+  const std::size_t experts = static_cast<std::size_t>(std::lround(8 * std::pow(64.0, Unit(random))));
+  std::uint32_t most_workers = 64;
+  switch (random.Below(5)) {
     case 0:
       made.loads = "equal";
-      load.mean = EqualLoads(random, count, 10'000);
+      load.mean = EqualLoads(random, experts, 10'000);
       break;
     case 1:
       made.loads = "uniform";
-      for (std::size_t e = 0; e < count; ++e) load.mean.push_back(1 + random.Below(10'000));
+      for (std::size_t e = 0; e < experts; ++e) load.mean.push_back(1 + random.Below(10'000));
+      break;
+    case 2:
+      made.loads = "recorded";
+      load.mean = RecordedLoad(random);
+      most_workers = static_cast<std::uint32_t>(load.mean.size());
       break;
     default:
       made.loads = "zipf";
       made.exponent = 0.6 + 0.8 * Unit(random);
-      load.mean = ZipfLoads(random, count, made.exponent);
+      load.mean = ZipfLoads(random, experts, made.exponent);
   }
+  PlacementProblem& problem = made.problem;
+  problem.num_experts = static_cast<int>(load.mean.size());
+  problem.workers = 2 + static_cast<int>(random.Below(most_workers - 1));
+  const int each = (problem.num_experts + problem.workers - 1) / problem.workers + static_cast<int>(random.Below(4));
+  problem.slots = std::min(each, problem.num_experts) * problem.workers;
+  problem.bytes_per_expert = 1;
   for (const double tokens : load.mean) made.drifted.push_back(tokens * (0.9 + 0.2 * Unit(random)));
   problem.loads.push_back(std::move(load));
   return made;

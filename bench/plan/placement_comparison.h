@@ -14,10 +14,11 @@ namespace moe {
 
 /// One random layer, fully named by the seed and the index: 8 … 512 experts (evenly over the logarithm) on 2 … 64
 /// workers, up to three redundant slots on each, loads equal but for sampling, uniformly random, or Zipf with an
-/// exponent in 0.6 … 1.4 over experts in random order.
+/// exponent in 0.6 … 1.4 over experts in random order; or a layer of a bundled model with one language or all of them,
+/// on at most as many workers as it has experts.
 struct ComparisonCase {
   std::uint64_t index = 0;
-  std::string_view loads;  // "equal", "uniform" or "zipf"
+  std::string_view loads;  // "equal", "uniform", "zipf" or "recorded"
   double exponent = 0;     // zipf
   PlacementProblem problem;
   std::vector<double> drifted;  // (experts): each load times a random number in 0.9 … 1.1

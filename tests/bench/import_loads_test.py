@@ -103,6 +103,15 @@ class ImportLoadsTest(unittest.TestCase):
         self.assertIn("1 of 3 layers have no tokens", err)
         self.assertEqual(self.layers(path, "--keep-empty-layers"), [[6, 8], [0, 0], [14, 16]])
 
+    def test_each_file_can_be_a_sample(self):
+        paths = []
+        for i, counts in enumerate(([[1, 2], [0, 0]], [[3, 4], [0, 0]])):
+            paths.append(self.folder / f"{i}.json")
+            paths[-1].write_text(json.dumps({"expert_load_pass": counts}))
+        code, out, err = self.run_main("--samples", *paths)
+        self.assertEqual(code, 0, err)
+        self.assertEqual(json.loads(out), {"layers": [[4, 6]], "samples": [[[1, 2]], [[3, 4]]]})
+
     def test_sglang_per_pass_sums_ranks_and_goes_by_the_map(self):
         paths = []
         for rank in (0, 1):

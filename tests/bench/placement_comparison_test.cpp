@@ -6,6 +6,8 @@
 #include <nlohmann/json.hpp>
 
 #include "bench/plan/placement_bench.h"
+#include "bench/plan/recorded_loads.h"
+#include "placement/loads_file.h"
 #include "placement/placement_bound.h"
 
 namespace moe {
@@ -44,11 +46,13 @@ TEST(PlacementComparison, CasesCoverTheKindsOfLoadsAndSizes) {
   int equal = 0;
   int uniform = 0;
   int zipf = 0;
+  int recorded = 0;
   for (std::uint64_t i = 0; i < 200; ++i) {
     const ComparisonCase made = MakeComparisonCase(1, i);
     equal += made.loads == "equal";
     uniform += made.loads == "uniform";
     zipf += made.loads == "zipf" && made.exponent >= 0.6 && made.exponent <= 1.4;
+    recorded += made.loads == "recorded" && made.problem.num_experts == 8;
     EXPECT_GE(made.problem.num_experts, 8);
     EXPECT_LE(made.problem.num_experts, 512);
     EXPECT_GE(made.problem.workers, 2);
@@ -56,10 +60,24 @@ TEST(PlacementComparison, CasesCoverTheKindsOfLoadsAndSizes) {
     EXPECT_EQ(made.problem.slots % made.problem.workers, 0);
     EXPECT_TRUE(CheckProblem(made.problem).ok()) << i;
   }
-  EXPECT_EQ(equal + uniform + zipf, 200);
+  EXPECT_EQ(equal + uniform + zipf + recorded, 200);
   EXPECT_GT(equal, 20);
   EXPECT_GT(uniform, 20);
   EXPECT_GT(zipf, 60);
+  EXPECT_GT(recorded, 20);
+}
+
+TEST(PlacementComparison, TheBundledModelsHaveRecordedLoads) {
+  ASSERT_EQ(AllRecordedLoads().size(), 2u);
+  for (const RecordedLoads& recorded : AllRecordedLoads()) {
+    const Result<std::vector<LayerLoad>> layers = ParseLoads(recorded.json);
+    ASSERT_TRUE(layers.ok()) << recorded.model << ": " << layers.status().message();
+    EXPECT_EQ(layers->size(), 4u) << recorded.model;
+    for (const LayerLoad& layer : *layers) {
+      EXPECT_EQ(layer.mean.size(), 8u) << recorded.model;
+      EXPECT_EQ(layer.samples.size(), 8u) << recorded.model << ": one a language";
+    }
+  }
 }
 
 TEST(PlacementBench, CountsItsCases) {
