@@ -201,8 +201,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateEvent>,
         return;
       }
     }
-    for (const auto& output : outputs_)
-      if (!output->finished()) return;
+    // A sequence that ends just now, after NextEvent has looked, still has its last event to come.
+    for (std::size_t i = 0; i < count; ++i)
+      if (gone_ ? !outputs_[i]->finished() : !progress_[i].finished) return;
     finished_ = true;
     Finish(ToGrpc(CommonFailure(outputs_)));
   }
