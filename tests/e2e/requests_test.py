@@ -92,10 +92,6 @@ class InvalidRequestTest(serving.ServingTest):
         limit = self.server.model().limits.max_message_bytes
         self.assert_refused(EXHAUSTED, str(limit), call=lambda: self.server.generate([[1] * (limit + 1)], 4))
 
-    def test_what_does_not_exist_yet_says_so(self):
-        self.assert_refused(grpc.StatusCode.UNIMPLEMENTED,
-                            call=lambda: self.server.cluster.Rebalance(serving.pb.RebalanceRequest()))
-
     def test_reflection_names_the_services(self):
         ask = self.server.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
         list_services = b"\x3a\x00"  # field 7, an empty string
