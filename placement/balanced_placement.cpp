@@ -32,7 +32,7 @@ constexpr double kRounding = 1 + 1e-9;
 // long.
 constexpr int kMostKicks = 64;
 // The same where eplb is better yet, divided by experts times workers, which a start takes time in proportion to.
-constexpr int kWorkBehindEplb = 1 << 23;
+constexpr int kWorkBehindEplb = 1 << 25;
 
 using HostTable = std::vector<std::uint8_t>;  // (experts, workers)
 
