@@ -209,17 +209,20 @@ WorkerMask RemoteFleet::Up() const {
   return up;
 }
 
+WorkerMask RemoteFleet::Attached() const {
+  const std::lock_guard lock(mutex_);
+  WorkerMask attached(members_.size(), 0);
+  for (std::size_t w = 0; w < members_.size(); ++w) attached[w] = members_[w].presence == Presence::kLost ? 0 : 1;
+  return attached;
+}
+
 void RemoteFleet::Connect() {
   if (exchange_ != nullptr) exchange_->Unbind();
   transport_.reset();
-  {
-    const std::lock_guard lock(mutex_);
-    for (Member& member : members_)
-      if (member.presence == Presence::kReady) member.presence = Presence::kUp;
-  }
+  WorkerMask attached;
   // Every round but the last loses somebody.
   for (std::size_t round = 0; round <= members_.size(); ++round) {
-    const WorkerMask attached = Up();
+    attached = Attached();
     if (CountWorkers(attached) == 0) break;
     std::vector<LostWorker> lost;
     const Status status = TryConnect(attached, lost);
@@ -229,6 +232,12 @@ void RemoteFleet::Connect() {
     for (std::size_t w = 0; nobody && w < attached.size(); ++w)
       if (attached[w] != 0) lost.push_back({WorkerId(static_cast<int>(w)), status});
     for (LostWorker& worker : lost) Lose(worker.worker.index(), std::move(worker.why));
+  }
+  {
+    // Only now: one that has been attached may have been given to another router before it was reached again.
+    const std::lock_guard lock(mutex_);
+    for (std::size_t w = 0; w < attached.size(); ++w)
+      if (attached[w] != 0 && members_[w].presence == Presence::kReady) members_[w].presence = Presence::kUp;
   }
   const WorkerMask now = Up();
   if (exchange_ != nullptr) exchange_->Rebind(transport_.get(), now);

@@ -106,6 +106,8 @@ class RemoteFleet final : public StepRecovery {
   bool stopping() const;
   void Lose(std::size_t worker, Status why);
   WorkerMask Up() const;
+  /// Up, or ready to be.
+  WorkerMask Attached() const;
   /// A new transport to those that are up and ready; those that cannot be had are lost.
   void Connect();
   Status TryConnect(const WorkerMask& attached, std::vector<LostWorker>& lost);
