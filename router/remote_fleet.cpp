@@ -83,7 +83,7 @@ void RemoteFleet::BeforeStep() {
 
 Status RemoteFleet::Recover(const Status& failure) {
   const ExchangeBlame& blame = exchange_->blame();
-  const WorkerMask up = Up();
+  const WorkerMask up = AtLeast(Presence::kUp);
   for (std::size_t w = 0; w < up.size(); ++w) {
     if (up[w] == 0) continue;
     Status why = links_->failure(WorkerId(static_cast<int>(w)));
@@ -202,18 +202,11 @@ void RemoteFleet::Lose(std::size_t worker, Status why) {
   if (!stopping_) member.thread = std::thread([this, worker] { Search(worker); });
 }
 
-WorkerMask RemoteFleet::Up() const {
+WorkerMask RemoteFleet::AtLeast(Presence presence) const {
   const std::lock_guard lock(mutex_);
-  WorkerMask up(members_.size(), 0);
-  for (std::size_t w = 0; w < members_.size(); ++w) up[w] = members_[w].presence == Presence::kUp ? 1 : 0;
-  return up;
-}
-
-WorkerMask RemoteFleet::Attached() const {
-  const std::lock_guard lock(mutex_);
-  WorkerMask attached(members_.size(), 0);
-  for (std::size_t w = 0; w < members_.size(); ++w) attached[w] = members_[w].presence == Presence::kLost ? 0 : 1;
-  return attached;
+  WorkerMask workers(members_.size(), 0);
+  for (std::size_t w = 0; w < members_.size(); ++w) workers[w] = members_[w].presence >= presence ? 1 : 0;
+  return workers;
 }
 
 void RemoteFleet::Connect() {
@@ -222,7 +215,7 @@ void RemoteFleet::Connect() {
   WorkerMask attached;
   // Every round but the last loses somebody.
   for (std::size_t round = 0; round <= members_.size(); ++round) {
-    attached = Attached();
+    attached = AtLeast(Presence::kReady);
     if (CountWorkers(attached) == 0) break;
     std::vector<LostWorker> lost;
     const Status status = TryConnect(attached, lost);
@@ -239,7 +232,7 @@ void RemoteFleet::Connect() {
     for (std::size_t w = 0; w < attached.size(); ++w)
       if (attached[w] != 0 && members_[w].presence == Presence::kReady) members_[w].presence = Presence::kUp;
   }
-  const WorkerMask now = Up();
+  const WorkerMask now = AtLeast(Presence::kUp);
   if (exchange_ != nullptr) exchange_->Rebind(transport_.get(), now);
   const std::vector<WorkerState> states = Workers();
   for (std::size_t w = 0; w < now.size(); ++w)

@@ -92,7 +92,7 @@ class RemoteFleet final : public StepRecovery {
   void Stop();
 
  private:
-  enum class Presence : std::uint8_t { kLost, kReady, kUp };
+  enum class Presence : std::uint8_t { kLost, kReady, kUp };  // ascending
   struct Member {
     Presence presence = Presence::kLost;
     WorkerDescription description;
@@ -105,9 +105,7 @@ class RemoteFleet final : public StepRecovery {
   void Watch();
   bool stopping() const;
   void Lose(std::size_t worker, Status why);
-  WorkerMask Up() const;
-  /// Up, or ready to be.
-  WorkerMask Attached() const;
+  WorkerMask AtLeast(Presence presence) const;
   /// A new transport to those that are up and ready; those that cannot be had are lost.
   void Connect();
   Status TryConnect(const WorkerMask& attached, std::vector<LostWorker>& lost);
