@@ -53,11 +53,6 @@ std::vector<WorkerDescription> Migrator::workers() const {
   return workers_;
 }
 
-bool Migrator::under_way() const {
-  const std::lock_guard lock(mutex_);
-  return begun_;
-}
-
 TimePoint Migrator::due() const {
   if (migration_.phase() == MigrationPhase::kIdle) return under_way() ? TimePoint() : kNoDeadline;
   return exchange_->aside_under_way() ? After(kReplyPause) : migration_.due();
@@ -86,10 +81,10 @@ Status Migrator::Advance(TimePoint now) {
 }
 
 void Migrator::TakeIn(TimePoint now) {
+  if (!handed_over_) return;
   Placement next;
   {
     const std::lock_guard lock(mutex_);
-    if (!handed_over_) return;
     handed_over_ = false;
     next = std::move(next_);
   }

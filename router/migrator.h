@@ -2,6 +2,7 @@
 // steps, and puts the new placement in force.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -66,7 +67,7 @@ class Migrator {
   /// When Advance has something to do again: the past for at once, kNoDeadline for never.
   TimePoint due() const;
   /// Whether one has begun that has not ended.
-  bool under_way() const;
+  bool under_way() const { return begun_; }
 
  private:
   void TakeIn(TimePoint now);
@@ -74,7 +75,7 @@ class Migrator {
   void EndRound(TimePoint now);
   void Switch(TimePoint now);
   void Fail(Status why, bool workers_forget);
-  /// Lets other threads see where it stands; true when the phase has changed.
+  /// Lets other threads see where it stands.
   void Show();
 
   const Options options_;
@@ -85,9 +86,11 @@ class Migrator {
   MigrationPhase shown_ = MigrationPhase::kIdle;
   std::uint64_t bindings_ = 0;  // of the exchange, when the round or the migration began
 
+  // Written with mutex_ held; read without, so that a step without a migration holds no lock for it.
+  std::atomic<bool> begun_{false};        // and not ended
+  std::atomic<bool> handed_over_{false};  // next_ waits for the engine thread
+
   mutable std::mutex mutex_;  // of what follows
-  bool begun_ = false;        // and not ended
-  bool handed_over_ = false;  // next_ waits for the engine thread
   Placement next_;
   std::uint64_t last_generation_ = 0;
   std::shared_ptr<const Placement> placement_;
