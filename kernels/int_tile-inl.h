@@ -98,8 +98,9 @@ HWY_NOINLINE void RunIntTile(const IntTileTask& task) {
       sums[r][p] = task.first_group > 0 ? LoadUpTo16(y + kLanes * p, columns) : Broadcast(0);
     }
   }
+  const float* x_scales = in.scales + task.first_group * in.stride;
+  const std::int32_t* offsets = in.offsets + task.first_group * in.stride;
   for (std::size_t group = 0; group < task.num_groups; ++group) {
-    const std::size_t at = task.first_group + group;
     if (group == task.num_groups - ahead) {  // a panel's end is not where the next one of its stream begins
       MOE_UNROLL for (std::size_t p = 0; p < kPanels; ++p) ask[p] = task.following[p];
     }
@@ -113,12 +114,14 @@ HWY_NOINLINE void RunIntTile(const IntTileTask& task) {
       ask[p] += kGroupBytes<kType>;
       const Lanes scale = LoadWeights<WeightType::kBf16>(task.scales[p] + group * kGroupScaleBytes);
       MOE_UNROLL for (std::size_t r = 0; r < kRows; ++r) {
-        const std::int32_t zero = kDotTakesStored<kType> ? ZeroPoint(kType) * in.sums[r * in.groups + at] : 0;
-        const Lanes both = Mul(scale, Broadcast(in.scales[r * in.groups + at]));
-        sums[r][p] = Fma(ToFloat(GroupDots<kType>(dots[r][p], -zero)), both, sums[r][p]);
+        const Lanes both = Mul(scale, Broadcast(x_scales[r]));
+        const std::int32_t offset = kDotTakesStored<kType> ? offsets[r] : 0;
+        sums[r][p] = Fma(ToFloat(GroupDots<kType>(dots[r][p], offset)), both, sums[r][p]);
       }
     }
     MOE_UNROLL for (std::size_t r = 0; r < kRows; ++r) x[r] += GroupSize(kType);
+    x_scales += in.stride;
+    offsets += in.stride;
   }
   MOE_UNROLL for (std::size_t r = 0; r < kRows; ++r) {
     float* y = task.y.data() + r * task.y.stride();

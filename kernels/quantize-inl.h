@@ -72,15 +72,15 @@ HWY_INLINE Lanes Rounded(const Lanes& value, float inverse, float lowest, float 
 template <WeightType kType>
 void QuantizeRowOf(std::span<const float> x, const QuantizedGroups& out) {
   constexpr std::size_t kGroup = GroupSize(kType);
-  for (std::size_t g = 0; g < out.scales.size(); ++g) {
+  for (std::size_t g = 0; g * kGroup < x.size(); ++g) {
     const GroupLanes group =
         LoadGroup<kType, WeightType::kF32>(reinterpret_cast<const std::byte*>(x.data()), g, x.size());
     auto* values = reinterpret_cast<std::uint8_t*>(out.values.data() + g * kGroup);
     const float magnitude = std::abs(Extreme<kType>(group));
     if (!(magnitude >= kSmallestMagnitude)) {  // nothing, or NaN
       std::memset(values, 0, kGroup);
-      out.scales[g] = std::isnan(magnitude) ? magnitude : 0.0f;
-      out.sums[g] = 0;
+      out.scales[g * out.stride] = std::isnan(magnitude) ? magnitude : 0.0f;
+      out.offsets[g * out.stride] = 0;
       continue;
     }
     const float inverse = 127 / magnitude;
@@ -90,16 +90,15 @@ void QuantizeRowOf(std::span<const float> x, const QuantizedGroups& out) {
       StoreLowestBytes(rounded, values + i * kLanes);
       sum = Add(sum, Sub(rounded, Broadcast(kRounder)));
     }
-    out.scales[g] = magnitude / 127;
-    out.sums[g] = static_cast<std::int32_t>(SumOfLanes(sum));
+    out.scales[g * out.stride] = magnitude / 127;
+    out.offsets[g * out.stride] = -ZeroPoint(kType) * static_cast<std::int32_t>(SumOfLanes(sum));
   }
 }
 
 inline void QuantizeRow(std::span<const float> x, std::size_t group, const QuantizedGroups& out) {
   const bool wide = group == GroupSize(WeightType::kInt8);
   MOE_CHECK(wide || group == GroupSize(WeightType::kInt4));
-  MOE_CHECK(out.scales.size() == (x.size() + group - 1) / group && out.sums.size() == out.scales.size() &&
-            out.values.size() == out.scales.size() * group);
+  MOE_CHECK(out.values.size() == (x.size() + group - 1) / group * group);
   wide ? QuantizeRowOf<WeightType::kInt8>(x, out) : QuantizeRowOf<WeightType::kInt4>(x, out);
 }
 

@@ -60,11 +60,14 @@ inline constexpr float kSmallestMagnitude = 0x1p-100f;
 /// on the other side too.
 inline constexpr std::array<float, 7> kInt4Factors = {0.8f, 0.85f, 0.9f, 0.95f, 1.05f, 1.1f, 1.15f};
 
-/// Rows of activations in int8. Owns nothing.
+/// Rows of activations in int8. Owns nothing. What belongs to a group lies by group, so that a tile of rows finds its
+/// rows' side by side.
 struct QuantizedView {
-  const std::int8_t* values = nullptr;  // (rows, groups * group), zeros past cols
-  const float* scales = nullptr;        // (rows, groups)
-  const std::int32_t* sums = nullptr;   // (rows, groups) of a group's values
+  const std::int8_t* values = nullptr;    // (rows, groups * group), zeros past cols
+  const float* scales = nullptr;          // (groups, stride), of which the first `rows` of each
+  const std::int32_t* offsets = nullptr;  // the same; -ZeroPoint * sum of the group's values: what a dot product with
+                                          // stored weights lacks to be one with the weights
+  std::size_t stride = 0;
   std::size_t rows = 0;
   std::size_t cols = 0;
   std::size_t group = 0;   // inputs in a group
@@ -73,8 +76,9 @@ struct QuantizedView {
   QuantizedView Rows(std::size_t begin, std::size_t count) const {
     MOE_CHECK(begin + count <= rows);
     return {.values = values + begin * groups * group,
-            .scales = scales + begin * groups,
-            .sums = sums + begin * groups,
+            .scales = scales + begin,
+            .offsets = offsets + begin,
+            .stride = stride,
             .rows = count,
             .cols = cols,
             .group = group,
@@ -85,8 +89,9 @@ struct QuantizedView {
 /// Some groups of one row, to be written.
 struct QuantizedGroups {
   std::span<std::int8_t> values;  // whole groups
-  std::span<float> scales;        // by group
-  std::span<std::int32_t> sums;   // by group
+  float* scales = nullptr;        // of group g at [g * stride]
+  std::int32_t* offsets = nullptr;
+  std::size_t stride = 1;
 };
 
 /// Room for rows of activations, shaped anew for each product.
@@ -104,7 +109,7 @@ class QuantizedRows {
  private:
   AlignedBuffer<std::int8_t> values_;
   AlignedBuffer<float> scales_;
-  AlignedBuffer<std::int32_t> sums_;
+  AlignedBuffer<std::int32_t> offsets_;
   QuantizedView view_;
 };
 

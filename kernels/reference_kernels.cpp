@@ -97,24 +97,27 @@ class Reference final : public Kernels {
                     MatrixView<float> y) const override {
     MOE_CHECK(x.cols == w.cols() && x.rows == y.rows() && y.cols() == w.Outputs(panel_begin, panel_end));
     const auto in = [x](std::size_t row, std::size_t k) {
-      return static_cast<double>(x.scales[row * x.groups + k / x.group]) * x.values[row * x.groups * x.group + k];
+      return static_cast<double>(x.scales[k / x.group * x.stride + row]) * x.values[row * x.groups * x.group + k];
     };
     Multiply(in, w, panel_begin, y);
   }
 
   void QuantizeRow(std::span<const float> x, std::size_t group, const QuantizedGroups& out) const override {
-    MOE_CHECK(out.scales.size() == (x.size() + group - 1) / group);
+    MOE_CHECK(out.values.size() == (x.size() + group - 1) / group * group);
+    const int zero_point = ZeroPoint(group == GroupSize(WeightType::kInt8) ? WeightType::kInt8 : WeightType::kInt4);
     std::ranges::fill(out.values, std::int8_t{0});
-    std::ranges::fill(out.sums, 0);
-    for (std::size_t g = 0; g < out.scales.size(); ++g) {
+    for (std::size_t g = 0; g * group < x.size(); ++g) {
+      float& scale = out.scales[g * out.stride];
+      std::int32_t& offset = out.offsets[g * out.stride];
+      offset = 0;
       const std::span<const float> values = x.subspan(g * group, std::min(group, x.size() - g * group));
       const float magnitude = std::abs(Extreme(values));
-      out.scales[g] = magnitude < kSmallestMagnitude ? 0 : magnitude / 127;
+      scale = magnitude < kSmallestMagnitude ? 0 : magnitude / 127;
       if (!(magnitude >= kSmallestMagnitude)) continue;  // nothing, or NaN
       for (std::size_t i = 0; i < values.size(); ++i) {
         const int value = Quantized(values[i], 127 / magnitude, -127, 127);
         out.values[g * group + i] = static_cast<std::int8_t>(value);
-        out.sums[g] += value;
+        offset -= zero_point * value;
       }
     }
   }

@@ -40,7 +40,7 @@ class Case : public ProductCase<Case> {
       for (std::size_t k = first; k < std::min(first + in.group, in.cols); ++k)
         dot += in.values[row * in.groups * in.group + k] *
                (StoredInteger(packed(), col, k) - (packed().type() == WeightType::kInt8 ? 128 : 8));
-      const float scale = Bf16ToF32(StoredScale(packed(), col, first)) * in.scales[row * in.groups + group];
+      const float scale = Bf16ToF32(StoredScale(packed(), col, first)) * in.scales[group * in.stride + row];
       sum = std::fma(static_cast<float>(dot), scale, sum);
     }
     return sum;
@@ -98,7 +98,7 @@ TEST_P(IntMatMul, AgreesWithTheReference) {
           double magnitude = 0;
           const QuantizedView& x = c.x();
           for (std::size_t k = 0; k < shape.k; ++k)
-            magnitude += std::abs(static_cast<double>(x.scales[row * x.groups + k / x.group]) *
+            magnitude += std::abs(static_cast<double>(x.scales[k / x.group * x.stride + row]) *
                                   x.values[row * x.groups * x.group + k] * PackedElement(c.packed(), col, k));
           // A rounding a group, of a partial sum that is at most the magnitude; one of the product of scales; one of
           // the reference's result.

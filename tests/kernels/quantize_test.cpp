@@ -41,10 +41,10 @@ std::vector<float> Scaled(std::vector<float> values, float factor) {
 struct Activations {
   std::vector<std::int8_t> values;
   std::vector<float> scales;
-  std::vector<std::int32_t> sums;
+  std::vector<std::int32_t> offsets;
 
   bool operator==(const Activations& other) const {
-    return values == other.values && SameBits(scales, other.scales) && sums == other.sums;
+    return values == other.values && SameBits(scales, other.scales) && offsets == other.offsets;
   }
 };
 
@@ -55,11 +55,11 @@ Activations QuantizeRow(const Kernels& kernels, std::span<const float> x, Weight
   const std::size_t groups = GroupsOf(x.size(), type);
   Activations out{.values = std::vector<std::int8_t>(groups * GroupSize(type) + kBehind, kUntouched),
                   .scales = std::vector<float>(groups + kBehind, kUntouched),
-                  .sums = std::vector<std::int32_t>(groups + kBehind, kUntouched)};
+                  .offsets = std::vector<std::int32_t>(groups + kBehind, kUntouched)};
   kernels.QuantizeRow(x, GroupSize(type),
                       {.values = std::span(out.values).first(groups * GroupSize(type)),
-                       .scales = std::span(out.scales).first(groups),
-                       .sums = std::span(out.sums).first(groups)});
+                       .scales = out.scales.data(),
+                       .offsets = out.offsets.data()});
   return out;
 }
 
@@ -172,10 +172,10 @@ TEST_P(Quantize, ActivationsAreWithinHalfAStepAndTheirSumsAreRight) {
                       got.scales[g] * (0.5 + 127 * 3 * kRoundoff));
         }
         ASSERT_EQ(got.scales[g], magnitude / 127);
-        ASSERT_EQ(got.sums[g], sum);
+        ASSERT_EQ(got.offsets[g], -ZeroPoint(type) * sum);
       }
       ASSERT_EQ(got.values.back(), kUntouched);
-      ASSERT_EQ(got.sums.back(), kUntouched);
+      ASSERT_EQ(got.offsets[GroupsOf(size, type)], kUntouched);
     }
   }
 }
@@ -199,7 +199,7 @@ TEST_P(Quantize, ActivationsBelowTheSmallestMagnitudeAreZero) {
       std::fill_n(x.begin() + static_cast<std::ptrdiff_t>(group), group, value);
       const Activations got = QuantizeRow(kernels(), x, type);
       EXPECT_EQ(std::bit_cast<std::uint32_t>(got.scales[1]), 0u) << value;
-      EXPECT_EQ(got.sums[1], 0);
+      EXPECT_EQ(got.offsets[1], 0);
       for (std::size_t i = 0; i < group; ++i) {
         EXPECT_EQ(got.values[group + i], 0);
         EXPECT_EQ(got.values[i], 127) << "a neighbour";
@@ -231,11 +231,11 @@ TEST_P(Quantize, AnActivationThatIsNotFiniteSpoilsItsGroupOnly) {
           if (g == at / group) {
             ASSERT_TRUE(std::isnan(got.scales[g])) << bad << " at " << at;
             // The kernel multiplies them by NaN in any case; what they are must not depend on the instruction set.
-            ASSERT_EQ(got.sums[g], 0);
+            ASSERT_EQ(got.offsets[g], 0);
             ASSERT_EQ(got.values[at], 0);
           } else {
             ASSERT_EQ(got.scales[g], clean.scales[g]) << bad << " at " << at;
-            ASSERT_EQ(got.sums[g], clean.sums[g]);
+            ASSERT_EQ(got.offsets[g], clean.offsets[g]);
           }
         }
       }
@@ -389,12 +389,14 @@ TEST(QuantizedRows, HoldRowsOfEitherType) {
       EXPECT_EQ(last.values.data(), view.values + 4 * view.groups * view.group);
       EXPECT_EQ(last.values.size(), view.groups * view.group);
       EXPECT_EQ(view.Rows(4, 1).values, last.values.data());
-      EXPECT_EQ(view.Rows(4, 1).scales, last.scales.data());
-      EXPECT_EQ(view.Rows(4, 1).sums, last.sums.data());
+      EXPECT_EQ(view.Rows(4, 1).scales, last.scales);
+      EXPECT_EQ(view.Rows(4, 1).offsets, last.offsets);
+      EXPECT_EQ(last.stride, 5u);
       if (cols <= 64) continue;
       const QuantizedGroups tail = rows.Groups(2, 64, cols - 64);
       EXPECT_EQ(tail.values.data(), rows.Groups(2, 0, cols).values.data() + 64);
-      EXPECT_EQ(tail.scales.size(), GroupsOf(cols - 64, type));
+      EXPECT_EQ(tail.values.size(), GroupsOf(cols - 64, type) * GroupSize(type));
+      EXPECT_EQ(tail.scales, view.scales + 64 / view.group * 5 + 2);
     }
   }
 }
