@@ -46,7 +46,9 @@ struct Quads {
 };
 
 HWY_INLINE IntLanes BroadcastInt(std::int32_t value) { return {_mm512_set1_epi32(value)}; }
+HWY_INLINE IntLanes LoadInts(const std::int32_t* from) { return {_mm512_loadu_si512(from)}; }
 HWY_INLINE Quads LoadQuads(const std::byte* from) { return {_mm512_loadu_si512(from)}; }
+HWY_INLINE void StoreQuads(const Quads& quads, std::byte* to) { _mm512_storeu_si512(to, quads.reg); }
 HWY_INLINE Quads LowNibbles(const Quads& packed) { return {_mm512_and_si512(packed.reg, _mm512_set1_epi8(0x0f))}; }
 HWY_INLINE Quads HighNibbles(const Quads& packed) {
   return {_mm512_and_si512(_mm512_srli_epi16(packed.reg, 4), _mm512_set1_epi8(0x0f))};

@@ -73,7 +73,7 @@ class Kernels {
  public:
   virtual ~Kernels() = default;
 
-  /// "reference", "portable", "avx2", "avx3", "avx3_dl", …
+  /// "reference", "portable", "avx2", "avx3", "avx3_dl", "amx", …
   virtual std::string_view name() const = 0;
 
   /// Y = X(T, k) W^T, (T, outputs of panels [panel_begin, panel_end) of W); x.cols() = W.cols(). Each element is one

@@ -16,6 +16,7 @@
 // After foreach_target.h: the code per target.
 #include <hwy/highway.h>
 
+#include "kernels/amx.h"
 #include "kernels/attention-inl.h"
 #include "kernels/elementwise-inl.h"
 #include "kernels/int_matmul-inl.h"
@@ -27,7 +28,7 @@ HWY_BEFORE_NAMESPACE();
 namespace moe {
 namespace HWY_NAMESPACE {
 
-class TargetKernels final : public Kernels {
+class TargetKernels : public Kernels {
  public:
   std::string_view name() const override {
 #if MOE_PORTABLE_LANES
@@ -48,7 +49,7 @@ class TargetKernels final : public Kernels {
   }
   void MatMulPanels(const QuantizedView& x, const PackedMatrix& w, std::size_t panel_begin, std::size_t panel_end,
                     MatrixView<float> y) const override {
-    HWY_NAMESPACE::MatMulPanels(x, w, panel_begin, panel_end, y);
+    HWY_NAMESPACE::MatMulPanels<DotTiles>(x, w, panel_begin, panel_end, y);
   }
   void QuantizeRow(std::span<const float> x, std::size_t group, const QuantizedGroups& out) const override {
     HWY_NAMESPACE::QuantizeRow(x, group, out);
@@ -86,6 +87,24 @@ const Kernels& GetTargetKernels() {
   return kernels;
 }
 
+#if HWY_TARGET == HWY_AVX3_DL
+/// Those, but many rows of integers by the tiles of AMX.
+class AmxKernels final : public TargetKernels {
+ public:
+  using TargetKernels::MatMulPanels;
+  std::string_view name() const override { return "amx"; }
+  void MatMulPanels(const QuantizedView& x, const PackedMatrix& w, std::size_t panel_begin, std::size_t panel_end,
+                    MatrixView<float> y) const override {
+    HWY_NAMESPACE::MatMulPanels<AmxTiles>(x, w, panel_begin, panel_end, y);
+  }
+};
+
+const Kernels& GetAmxKernels() {
+  static const AmxKernels kernels;
+  return kernels;
+}
+#endif
+
 }  // namespace HWY_NAMESPACE
 }  // namespace moe
 HWY_AFTER_NAMESPACE();
@@ -97,7 +116,10 @@ std::vector<const Kernels*> AvailableSimdKernels() {
   std::vector<const Kernels*> available;
   [[maybe_unused]] const std::int64_t supported = hwy::SupportedTargets();
 #if HWY_TARGETS & HWY_AVX3_DL
-  if ((supported & HWY_AVX3_DL) != 0) available.push_back(&N_AVX3_DL::GetTargetKernels());
+  if ((supported & HWY_AVX3_DL) != 0) {
+    if (AmxIsUsable()) available.push_back(&N_AVX3_DL::GetAmxKernels());
+    available.push_back(&N_AVX3_DL::GetTargetKernels());
+  }
 #endif
 #if HWY_TARGETS & HWY_AVX3
   if ((supported & HWY_AVX3) != 0) available.push_back(&N_AVX3::GetTargetKernels());

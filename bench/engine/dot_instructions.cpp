@@ -8,6 +8,7 @@
 #endif
 
 #include "bench/engine/roof_kernels.h"
+#include "kernels/amx.h"
 
 namespace moe {
 namespace {
@@ -65,6 +66,25 @@ MOE_DOT_LOOP(Int8Vnni256, "avx2,avxvnni", __m256i, 32 * 2, MOE_BYTES_256, MOE_VN
 MOE_DOT_LOOP(Int8Avx512, "avx512f,avx512bw", __m512i, 64 * 2, MOE_BYTES_512, MOE_MADD_512, MOE_FIRST_INT_512)
 MOE_DOT_LOOP(Int8Avx2, "avx2", __m256i, 32 * 2, MOE_BYTES_256, MOE_MADD_256, MOE_FIRST_INT_256)
 
+// Tiles of 16 rows and 16 columns, 64 factors for each; as many sums as keep one unit with a latency of 52 cycles,
+// which takes 16 for each, busy.
+double Int8Amx(std::size_t rounds, float& sink) {
+  constexpr int kSums = 4;
+  constexpr double kOperations = kSums * 16.0 * 16 * 64 * 2;
+  AmxConfiguration shapes;
+  for (int tile = 0; tile < kSums + 2; ++tile) shapes.Shape(tile, 16, 64);
+  const AmxRegisters registers(shapes);
+  for (std::size_t round = 0; round < rounds; ++round) {
+    asm volatile(
+        "tdpbsud %tmm5, %tmm4, %tmm0\n\t"
+        "tdpbsud %tmm5, %tmm4, %tmm1\n\t"
+        "tdpbsud %tmm5, %tmm4, %tmm2\n\t"
+        "tdpbsud %tmm5, %tmm4, %tmm3");
+  }
+  sink = 0;
+  return static_cast<double>(rounds) * kOperations;
+}
+
 #define MOE_HAS(NAME, CONDITION) \
   bool NAME() { return CONDITION; }
 MOE_HAS(HasAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"))
@@ -80,6 +100,7 @@ constexpr std::array kInstructions = {
     DotInstruction{"fp32", "avx2", HasAvx2, Fp32Avx2},
     DotInstruction{"fp32", "portable", HasNothingWider, MultiplyAdd},
     DotInstruction{"bf16", "avx512_bf16", HasBf16, Bf16Avx512},
+    DotInstruction{"int8", "amx_int8", AmxIsUsable, Int8Amx},
     DotInstruction{"int8", "avx512_vnni", HasVnni512, Int8Vnni512},
     DotInstruction{"int8", "avx_vnni", HasVnni256, Int8Vnni256},
     DotInstruction{"int8", "avx512", HasAvx512, Int8Avx512},
@@ -97,10 +118,12 @@ constexpr std::array kInstructions = {DotInstruction{"fp32", "portable", [] { re
 std::span<const DotInstruction> DotInstructions() { return kInstructions; }
 
 const DotInstruction* InstructionOf(std::string_view kernels, std::string_view format) {
-  // Their names are those of Highway's targets. AVX3_DL is AVX3 with VNNI and more; kernels for AVX2 leave AVX-VNNI be.
+  // Their names are those of Highway's targets; AVX3_DL is AVX3 with VNNI and more. "amx" is that with tiles. Kernels
+  // for AVX2 leave AVX-VNNI be.
   std::string_view set = kernels;
   if (kernels == "avx3") set = "avx512";
   if (kernels == "avx3_dl") set = format == "int8" ? "avx512_vnni" : "avx512";
+  if (kernels == "amx") set = format == "int8" ? "amx_int8" : "avx512";
   const auto found = std::ranges::find_if(kInstructions, [&](const DotInstruction& instruction) {
     return instruction.format == format && instruction.instruction_set == set && instruction.available();
   });

@@ -202,12 +202,14 @@ TEST(InstructionOf, IsThatOfTheKernelsInstructionSet) {
   for (const DotInstruction& instruction : DotInstructions()) {
     if (!instruction.available() || instruction.format == "bf16") continue;
     // These are Highway's names of the sets that the kernels are compiled for.
-    for (const std::string_view kernels : {"avx2", "avx3", "avx3_dl"}) {
+    for (const std::string_view kernels : {"avx2", "avx3", "avx3_dl", "amx"}) {
       const DotInstruction* const found = InstructionOf(kernels, instruction.format);
       if (found == nullptr) continue;
       EXPECT_EQ(found->format, instruction.format);
-      const bool vnni = kernels == "avx3_dl" && found->format == "int8";
-      EXPECT_EQ(found->instruction_set, vnni ? "avx512_vnni" : kernels == "avx2" ? "avx2" : "avx512");
+      std::string_view expected = kernels == "avx2" ? "avx2" : "avx512";
+      if (found->format == "int8" && kernels == "avx3_dl") expected = "avx512_vnni";
+      if (found->format == "int8" && kernels == "amx") expected = "amx_int8";
+      EXPECT_EQ(found->instruction_set, expected);
     }
   }
   EXPECT_NE(InstructionOf(SimdKernels().name(), "fp32"), nullptr) << "every machine multiplies floats";
