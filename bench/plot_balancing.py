@@ -12,18 +12,14 @@ Exit code: 0 drawn, 2 bad usage or a file that is none of these. Needs matplotli
 import argparse
 import csv
 import dataclasses
-import json
 import pathlib
 import sys
 
+import picture
 import read_trace
+from picture import UsageError, pyplot, read_json
 
-FORMATS = (".png", ".svg", ".pdf")
 HOTTEST = 3  # times the mean: where the colours of a heat map end, so that maps can be compared
-
-
-class UsageError(Exception):
-    """Bad usage; one sentence."""
 
 
 @dataclasses.dataclass
@@ -55,18 +51,6 @@ class Replayed:
     def over_mean(self) -> list[float]:
         mean = sum(self.rows) / len(self.rows)
         return [rows / mean if mean else 0.0 for rows in self.rows]
-
-
-def read_json(path: pathlib.Path) -> dict:
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} is not a JSON object")
-    return content
 
 
 def replayed(path: pathlib.Path, content: dict) -> Replayed:
@@ -120,14 +104,6 @@ def read_samples(path: pathlib.Path) -> list[dict]:
         if name not in lines[0]:
             raise UsageError(f'{path} has no column "{name}" (bench/sample_server.py writes it)')
     return lines
-
-
-def pyplot():
-    import matplotlib  # not before: --help needs none
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "moe"  # the same picture of the same figures
-    from matplotlib import pyplot as plots
-    return plots
 
 
 def draw_heat(maps: list[Loads], path: pathlib.Path) -> None:
@@ -196,6 +172,17 @@ def draw_timeline(samples: list[dict], path: pathlib.Path) -> None:
     figure.savefig(path)
 
 
+def draw(kind: str, files: list[pathlib.Path], path: pathlib.Path) -> None:
+    if kind == "heat":
+        draw_heat([read_loads(file) for file in files], path)
+    elif kind == "ranks":
+        draw_ranks([read_replay(file) for file in files], path)
+    elif len(files) > 1:
+        raise UsageError("timeline takes one file")
+    else:
+        draw_timeline(read_samples(files[0]), path)
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", choices=("heat", "ranks", "timeline"))
@@ -203,27 +190,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE", help="picture (png, svg or pdf by its name)")
     options = parser.parse_args(arguments)
     path = options.output or pathlib.Path(f"{options.picture}.png")
-    try:
-        if path.suffix not in FORMATS:
-            raise UsageError(f"--output {path}: a picture ends in {', '.join(FORMATS)}")
-        if options.picture == "heat":
-            draw_heat([read_loads(file) for file in options.files], path)
-        elif options.picture == "ranks":
-            draw_ranks([read_replay(file) for file in options.files], path)
-        elif len(options.files) > 1:
-            raise UsageError("timeline takes one file")
-        else:
-            draw_timeline(read_samples(options.files[0]), path)
-    except UsageError as error:
-        print(f"plot_balancing.py: {error}", file=sys.stderr)
-        return 2
-    except KeyError as error:
-        print(f"plot_balancing.py: a result has no {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"plot_balancing.py: {path}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
+    return picture.draw("plot_balancing.py", options.files, path, lambda: draw(options.picture, options.files, path))
 
 
 if __name__ == "__main__":

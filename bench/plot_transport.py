@@ -11,15 +11,11 @@ Exit code: 0 drawn, 2 bad usage or a file that is no such result. Needs matplotl
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import sys
 
-FORMATS = (".png", ".svg", ".pdf")
-
-
-class UsageError(Exception):
-    """Bad usage; one sentence."""
+import picture
+from picture import UsageError
 
 
 @dataclasses.dataclass
@@ -55,13 +51,8 @@ def lines_of(results: list[dict]) -> dict[int, list[Line]]:
 
 
 def read(path: pathlib.Path) -> dict:
-    try:
-        report = json.loads(path.read_text())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}") from None
-    if not isinstance(report, dict) or (report.get("schema"), report.get("kind")) != (1, "transport"):
+    report = picture.read_json(path)
+    if (report.get("schema"), report.get("kind")) != (1, "transport"):
         raise UsageError(f"{path} is not a result of moe_bench transport (schema 1, kind transport)")
     if not report.get("results"):
         raise UsageError(f"{path} has no results")
@@ -76,13 +67,12 @@ def shown_size(size: float) -> str:
 
 
 def draw(report: dict, path: pathlib.Path) -> None:
-    import matplotlib  # not before: --help needs none
-    matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
+    plots = picture.pyplot()
+    from matplotlib import ticker
 
     columns = lines_of(report["results"])
-    figure, axes = pyplot.subplots(2, len(columns), figsize=(1 + 5.5 * len(columns), 8), squeeze=False, sharex=True,
-                                   sharey="row", layout="constrained")
+    figure, axes = plots.subplots(2, len(columns), figsize=(1 + 5.5 * len(columns), 8), squeeze=False, sharex=True,
+                                  sharey="row", layout="constrained")
     names = sorted({line.transport for lines in columns.values() for line in lines})
     colours = {name: f"C{number}" for number, name in enumerate(names)}
     for column, (workers, lines) in enumerate(columns.items()):
@@ -118,20 +108,7 @@ def main(arguments: list[str]) -> int:
                         help="picture (png, svg or pdf by its name); without: beside the result, .png")
     options = parser.parse_args(arguments)
     path = options.output or options.result.with_suffix(".png")
-    try:
-        if path.suffix not in FORMATS:
-            raise UsageError(f"--output {path}: a picture ends in {', '.join(FORMATS)}")
-        draw(read(options.result), path)
-    except UsageError as error:
-        print(f"plot_transport.py: {error}", file=sys.stderr)
-        return 2
-    except KeyError as error:
-        print(f"plot_transport.py: {options.result} has a result without {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"plot_transport.py: {path}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
+    return picture.draw("plot_transport.py", [options.result], path, lambda: draw(read(options.result), path))
 
 
 if __name__ == "__main__":

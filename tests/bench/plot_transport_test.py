@@ -6,10 +6,12 @@ import importlib.util
 import io
 import json
 import pathlib
+import sys
 import tempfile
 import unittest
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(SOURCE / "bench"))
 _spec = importlib.util.spec_from_file_location("plot_transport", SOURCE / "bench/plot_transport.py")
 plot_transport = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(plot_transport)
@@ -75,7 +77,7 @@ class PlotTransportTest(unittest.TestCase):
                 ("{", (), "is not JSON"), ("[]", (), "not a result of moe_bench transport"),
                 (json.dumps(report(SOME) | {"kind": "engine"}), (), "kind transport"),
                 (json.dumps(report([])), (), "has no results"),
-                (json.dumps(incomplete), (), "has a result without 'busbw_bytes_per_s'"),
+                (json.dumps(incomplete), (), "a result without 'busbw_bytes_per_s'"),
                 (json.dumps(report(SOME)), ("--output", self.folder / "x.txt"), "a picture ends in .png, .svg, .pdf"),
                 (json.dumps(report(SOME)), ("--output", self.folder / "nowhere/x.png"), "No such file")):
             with self.subTest(complaint):
