@@ -4,11 +4,13 @@
 #include <moe/v1/inference.grpc.pb.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 #include <random>
 
 #include "router/delivery.h"
+#include "router/generate_events.h"
 #include "router/inference_messages.h"
 #include "rpc/status_mapping.h"
 
@@ -99,6 +101,10 @@ std::uint64_t OutputBytes(const std::vector<SequenceRequest>& requests, const Mo
   return bytes;
 }
 
+bool AllFinished(const Outputs& outputs) {
+  return std::ranges::all_of(outputs, [](const auto& output) { return output->finished(); });
+}
+
 // The failure that every sequence ended with, if they all ended with the same one.
 Status CommonFailure(const Outputs& outputs) {
   const Status& first = outputs.front()->result.status;
@@ -118,8 +124,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateEvent>,
   GenerateCall(const CallContext& context, const v1::GenerateRequest& request)
       : context_(context),
         share_(context.budget),
-        num_logprobs_(request.logprobs()),
-        routing_(request.return_routing()) {}
+        events_({.setup = context.setup,
+                 .config = context.config,
+                 .num_logprobs = request.logprobs(),
+                 .routing = request.return_routing()}) {}
 
   void Begin(const v1::GenerateRequest& request, std::uint64_t drawn_seed) {
     self_ = shared_from_this();
@@ -133,8 +141,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateEvent>,
         ParseGenerate(request, context_.config, context_.setup.limits, drawn_seed);
     if (!parsed.ok()) return reject(parsed.status());
     if (const Status status = share_.Take(OutputBytes(*parsed, context_.config)); !status.ok()) return reject(status);
-    progress_.resize(parsed->size());
-    for (std::size_t i = 0; i < parsed->size(); ++i) progress_[i].prompt_tokens = (*parsed)[i].sent_tokens();
+    std::vector<std::size_t> prompt_tokens;
+    for (const SequenceRequest& sequence : *parsed) prompt_tokens.push_back(sequence.sent_tokens());
     Outputs outputs;
     const Status status =
         SubmitAll(context_, *std::move(parsed), context_.delivery.Listener(shared_from_this()), outputs);
@@ -144,6 +152,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateEvent>,
     }
     const std::lock_guard lock(mutex_);
     outputs_ = std::move(outputs);
+    for (std::size_t i = 0; i < outputs_.size(); ++i) events_.Add(outputs_[i], prompt_tokens[i]);
     if (gone_) CancelAll();
     Pump();
   }
@@ -172,13 +181,6 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateEvent>,
   void OnDone() override { const std::shared_ptr<GenerateCall> last = std::move(self_); }
 
  private:
-  struct Progress {
-    std::size_t prompt_tokens = 0;
-    std::size_t tokens = 0;  // sent
-    std::size_t routed = 0;  // positions sent
-    bool finished = false;   // sent
-  };
-
   void Refuse(const Status& status) {
     finished_ = true;
     Finish(ToGrpc(status));
@@ -191,64 +193,25 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateEvent>,
   // Writes the next event if none is being written, or ends the call. With mutex_ held.
   void Pump() {
     if (writing_ || finished_ || outputs_.empty()) return;
-    const std::size_t count = outputs_.size();
-    for (std::size_t i = 0; i < count; ++i) {
-      const std::size_t index = (turn_ + i) % count;
-      if (!gone_ && NextEvent(index)) {
-        turn_ = index + 1;
-        writing_ = true;
-        StartWrite(&event_);
-        return;
-      }
+    if (!gone_ && events_.Next(event_)) {
+      context_.metrics.OnTokensSent(static_cast<std::size_t>(event_.token_ids_size()));
+      writing_ = true;
+      StartWrite(&event_);
+      return;
     }
-    // A sequence that ends just now, after NextEvent has looked, still has its last event to come.
-    for (std::size_t i = 0; i < count; ++i)
-      if (gone_ ? !outputs_[i]->finished() : !progress_[i].finished) return;
+    if (gone_ ? !AllFinished(outputs_) : !events_.complete()) return;
     finished_ = true;
     Finish(ToGrpc(CommonFailure(outputs_)));
   }
 
-  // Fills event_ with what sequence `index` has that is not sent yet.
-  bool NextEvent(std::size_t index) {
-    const SequenceOutput& output = *outputs_[index];
-    Progress& sent = progress_[index];
-    if (sent.finished) return false;
-    const bool finished = output.finished();  // before the counts, so that the last event has all tokens
-    const std::size_t tokens = output.tokens();
-    if (tokens == sent.tokens && !finished) return false;
-    event_.Clear();
-    event_.set_sequence(static_cast<std::uint32_t>(index));
-    WriteTokens(output, {.begin = sent.tokens, .end = tokens, .num_logprobs = num_logprobs_}, event_);
-    if (routing_) {
-      const std::size_t routed = output.routed();
-      WriteRouting(output, context_.config, {.begin = sent.routed, .end = routed}, *event_.mutable_routing());
-      sent.routed = routed;
-    }
-    context_.metrics.OnTokensSent(tokens - sent.tokens);
-    sent.tokens = tokens;
-    if (finished) {
-      sent.finished = true;
-      WriteFinish(output.result,
-                  {.prompt_tokens = sent.prompt_tokens,
-                   .generated_tokens = tokens,
-                   .parameters = context_.setup.parameters,
-                   .encoder = context_.config.has_encoder()},
-                  *event_.mutable_finish());
-    }
-    return true;
-  }
-
   const CallContext context_;
   CallShare share_;
-  const std::uint32_t num_logprobs_;
-  const bool routing_;
   std::shared_ptr<GenerateCall> self_;
 
   std::mutex mutex_;
   Outputs outputs_;
-  std::vector<Progress> progress_;
+  GenerateEvents events_;
   v1::GenerateEvent event_;
-  std::size_t turn_ = 0;  // whose event comes first next time
   bool writing_ = false;
   bool finished_ = false;
   bool gone_ = false;  // nobody reads any more
@@ -305,8 +268,7 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
 
   void FinishWhenDone() {
     if (finished_ || outputs_.empty()) return;
-    for (const auto& output : outputs_)
-      if (!output->finished()) return;
+    if (!AllFinished(outputs_)) return;
     finished_ = true;
     for (const auto& output : outputs_) {
       if (output->result.finish == FinishKind::kCancelled) return Finish(ToGrpc(Cancelled("the client cancelled")));
