@@ -40,7 +40,6 @@ void ArrangeThreads(const RankOptions& options, const RankPlace& place, RankSetu
   (void)sched_setaffinity(0, sizeof(slice), &slice);
 }
 
-/// By an algorithm that weighs loads, or one that does not.
 Result<Placement> PlaceByAlgorithm(PlacementAlgorithm algorithm, const RankOptions& options,
                                    const PlacementShape& shape) {
   PlacementProblem problem{.num_experts = shape.num_experts,
@@ -62,18 +61,12 @@ Result<Placement> PlaceExperts(const RankOptions& options, const RankSetup& setu
                              .workers = setup.topology.workers,
                              .layers = setup.config.sparse_layers(),
                              .redundant_experts = options.redundant_experts};
-  const auto named = [](Result<Placement> placement) -> Result<Placement> {
-    if (!placement.ok()) return placement.status().WithContext("--redundant-experts");
-    return placement;
-  };
   const std::optional<PlacementAlgorithm> algorithm = ParsePlacementAlgorithm(options.placement);
   const bool weighs = algorithm == PlacementAlgorithm::kEplb || algorithm == PlacementAlgorithm::kAuto;
   if (!weighs && !options.loads.empty())
     return InvalidArgument("--loads ", options.loads.string(), ": --placement ", options.placement,
                            " does not weigh loads (eplb and auto do)");
-  if (weighs) return PlaceByAlgorithm(*algorithm, options, shape);
-  if (options.placement == "linear") return named(LinearPlacement(shape));
-  if (options.placement == "round_robin") return named(RoundRobinPlacement(shape));
+  if (algorithm) return PlaceByAlgorithm(*algorithm, options, shape);
   if (shape.redundant_experts > 0)
     return InvalidArgument("--redundant-experts ", shape.redundant_experts,
                            ": a placement file says itself who is replicated");

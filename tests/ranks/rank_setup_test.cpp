@@ -91,6 +91,15 @@ TEST(RankSetup, PlacementsAreWeighedWithLoadsWhereThereAreAny) {
   EXPECT_THAT(useless.status().message(), ::testing::HasSubstr("linear does not weigh loads"));
 }
 
+TEST(RankSetup, ReplicasThatDoNotFitAreRefusedWhateverPlacesThem) {
+  for (const char* placement : {"linear", "round_robin", "eplb", "auto"}) {
+    const Result<RankSetup> setup = PrepareWith({.placement = placement, .redundant_experts = 100}, kTwoWorkers);
+    ASSERT_FALSE(setup.ok()) << placement;
+    EXPECT_THAT(setup.status().message(),
+                ::testing::StartsWith(Cat("--placement ", placement, " --redundant-experts 100: slots ")));
+  }
+}
+
 TEST(RankSetup, EplbRefusesSlotsThatItCannotDivide) {
   const Result<RankSetup> setup = PrepareWith({.placement = "eplb", .redundant_experts = 1}, kTwoWorkers);
   ASSERT_FALSE(setup.ok());
