@@ -74,7 +74,7 @@ class PlotTransportTest(unittest.TestCase):
         incomplete = json.loads(json.dumps(report(SOME)))
         del incomplete["results"][0]["busbw_bytes_per_s"]
         for content, arguments, complaint in (
-                ("{", (), "is not JSON"), ("[]", (), "not a result of moe_bench transport"),
+                ("{", (), "is not JSON"), ("[]", (), "is not a JSON object"),
                 (json.dumps(report(SOME) | {"kind": "engine"}), (), "kind transport"),
                 (json.dumps(report([])), (), "has no results"),
                 (json.dumps(incomplete), (), "a result without 'busbw_bytes_per_s'"),
