@@ -164,8 +164,9 @@ TEST_P(Attention, OfSeveralPositionsAgreesWithTheReference) {
       const Case c(shape);
       const std::vector<float> got = c.Run(kernels(), 0, 20, 0, visible);
       const std::vector<float> expected = c.Run(ReferenceKernels(), 0, 20, 0, visible);
+      const double tolerance = Tolerance(c, shape);
       for (std::size_t i = 0; i < got.size(); ++i)
-        ASSERT_NEAR(got[i], expected[i], Tolerance(c, shape)) << shape << " value " << i;
+        ASSERT_NEAR(got[i], expected[i], tolerance) << shape << " value " << i;
     }
   }
 }
