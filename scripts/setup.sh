@@ -20,10 +20,9 @@ PACKAGES=(
   # Libraries.
   openmpi-bin libopenmpi-dev
   libgrpc++-dev libgrpc-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc
-  prometheus-cpp-dev libhwy-dev nlohmann-json3-dev libcli11-dev libspdlog-dev libhwloc-dev libcpp-httplib-dev
-  libxxhash-dev
+  prometheus-cpp-dev libhwy-dev nlohmann-json3-dev libcli11-dev libspdlog-dev libxxhash-dev
   # To test and measure.
-  libgtest-dev libgmock-dev libbenchmark-dev prometheus openssl clang-format clang-tidy procps
+  libgtest-dev libgmock-dev prometheus openssl clang-format clang-tidy procps
   # Clients and test programs in Python: always /usr/bin/python3, whose grpcio is Debian's.
   python3 python3-grpcio python3-protobuf python3-matplotlib
 )

@@ -48,8 +48,6 @@ THIRD_PARTY = {
     "xxHash": (re.compile(r"xxh(ash|3)\.h$"), {"model", "transport", "tests"}),
     "CLI11": (re.compile(r"CLI/"), {"bench", "apps", "examples", "tests"}),
     "spdlog": (re.compile(r"spdlog/"), None),
-    "httplib": (re.compile(r"httplib\.h$"), None),
-    "hwloc": (re.compile(r"hwloc(\.h$|/)"), None),
 }
 
 _INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
