@@ -75,15 +75,16 @@ trap 'exit 143' TERM HUP
 
 build_release() {
   local log="build/release/quickstart-build.log"
+  local targets=(moe_serve moe_bench moe_plan cpp_client moe_proto_python)
   mkdir -p build/release
   if [[ ! -f build/release/build.ninja ]]; then
     configure release >"$log" 2>&1 || { cat "$log" >&2; return 1; }
   fi
   # Ninja's own line of progress on a terminal; elsewhere only a failure is worth showing.
   if [[ -t 1 ]]; then
-    build release moe_serve moe_bench cpp_client moe_proto_python
+    build release "${targets[@]}"
   else
-    build release moe_serve moe_bench cpp_client moe_proto_python >"$log" 2>&1 || { tail -n 60 "$log" >&2; return 1; }
+    build release "${targets[@]}" >"$log" 2>&1 || { tail -n 60 "$log" >&2; return 1; }
   fi
 }
 
