@@ -35,7 +35,7 @@ HostedShard Hosted(const FleetWorker& worker) {
 }
 
 // At start that is no trouble yet: the worker may come later, or load for minutes.
-void LogObstacle(const Status& why) { spdlog::info("waiting for {}", why.message()); }
+void LogObstacle(const Status& why) { spdlog::info("waiting: {}", why.message()); }
 
 std::string WorkerReadyText(const std::string& address, const std::string& metrics) {
   nlohmann::json addresses = nlohmann::json::array();
