@@ -199,7 +199,7 @@ TEST_P(EngineGoldenInDetail, EveryStepOfAnEncoderDecoderHasTheGoldensLogprobs) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, EngineGolden, testing::ValuesIn(GoldenCases()),
+INSTANTIATE_TEST_SUITE_P(Models, EngineGolden, testing::ValuesIn(ModelsToRun(GoldenCases())),
                          [](const auto& test) { return CaseName(test.param); });
 INSTANTIATE_TEST_SUITE_P(Models, EngineGoldenInDetail, testing::ValuesIn(CasesIn("tests/goldens")),
                          [](const auto& test) { return CaseName(test.param); });

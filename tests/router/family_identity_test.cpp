@@ -67,18 +67,9 @@ struct Case {
   HarnessOptions options;
 };
 
-/// The models of a suite; under the thread sanitizer, where all of them take ten minutes, the first: threads and
-/// workers meet in all of them alike.
-std::vector<std::string> Models(std::vector<std::string> all) {
-#ifdef __SANITIZE_THREAD__
-  all.resize(1);
-#endif
-  return all;
-}
-
 std::vector<Case> Cases() {
   std::vector<Case> cases;
-  for (const std::string& model : Models(GoldenCases())) {
+  for (const std::string& model : ModelsToRun(GoldenCases())) {
     const ModelConfig config = *ReadModelConfig(SourcePath(model));
     for (Arrangement& arrangement : Arrangements(config.num_experts())) {
       if (config.has_encoder() && !arrangement.whole_sources) continue;
@@ -93,8 +84,9 @@ std::vector<Case> Cases() {
 /// bias: every form of attention, over a cache that rounds.
 std::vector<Case> RoundedCacheCases() {
   std::vector<Case> cases;
-  for (const std::string& name : Models({"goldens/qwen3_moe", "option_goldens/mixtral_window", "goldens/deepseek_v2",
-                                         "goldens/gpt_oss", "goldens/llama4_text", "goldens/switch_base"})) {
+  for (const std::string& name :
+       ModelsToRun({"goldens/qwen3_moe", "option_goldens/mixtral_window", "goldens/deepseek_v2", "goldens/gpt_oss",
+                    "goldens/llama4_text", "goldens/switch_base"})) {
     const std::string model = Cat("tests/", name);
     const bool encoder = ReadModelConfig(SourcePath(model))->has_encoder();
     for (Arrangement& arrangement : Arrangements(0)) {
@@ -111,7 +103,7 @@ std::vector<Case> RoundedCacheCases() {
 /// weights and activations are integers. Widths are no multiples of a group.
 std::vector<Case> QuantizedCases() {
   std::vector<Case> cases;
-  for (const std::string& name : Models({"mixtral", "deepseek_v3", "gpt_oss", "switch_base"})) {
+  for (const std::string& name : ModelsToRun({"mixtral", "deepseek_v3", "gpt_oss", "switch_base"})) {
     const std::string model = Cat("tests/goldens/", name);
     const ModelConfig config = *ReadModelConfig(SourcePath(model));
     for (const WeightType type : {WeightType::kInt8, WeightType::kInt4}) {
