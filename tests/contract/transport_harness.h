@@ -103,7 +103,8 @@ class TransportContract : public testing::TestWithParam<TransportContractParam> 
     for (std::size_t w = 0; w < sizes.size(); ++w) {
       const std::span<const std::byte> reply = exchange.reply(Worker(w));
       ASSERT_EQ(reply.size(), sizes[w]) << RankName(w);
-      ASSERT_TRUE(std::equal(reply.begin(), reply.end(), exchange.request(Worker(w)).begin())) << RankName(w);
+      if (reply.empty()) continue;
+      ASSERT_EQ(std::memcmp(reply.data(), exchange.request(Worker(w)).data(), reply.size()), 0) << RankName(w);
     }
   }
   void EchoOnce(Exchange& exchange, const Sizes& sizes, std::uint64_t seed) {
