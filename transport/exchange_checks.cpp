@@ -1,5 +1,7 @@
 #include "transport/exchange_checks.h"
 
+#include <string>
+
 namespace moe {
 namespace {
 
@@ -7,6 +9,17 @@ namespace {
 constexpr int kMostExchanges = 1000;
 
 WorkerId Worker(std::size_t index) { return WorkerId(static_cast<int>(index)); }
+
+// "rank 3" or "ranks 3, 5".
+std::string PendingRanks(const Transport& transport, std::span<const std::uint8_t> pending) {
+  std::string names;
+  int count = 0;
+  for (std::size_t w = 0; w < pending.size(); ++w) {
+    if (pending[w] == 0) continue;
+    names += Cat(count++ == 0 ? "" : ", ", transport.rank(Worker(w)));
+  }
+  return Cat(count == 1 ? "rank " : "ranks ", names);
+}
 
 }  // namespace
 
@@ -35,14 +48,12 @@ Status CheckReplyBytes(const TransportLimits& limits, std::size_t bytes) {
   return InvalidArgument("a reply of ", bytes, " bytes is over the limit of ", limits.max_reply_bytes);
 }
 
-std::string PendingRanks(const Transport& transport, std::span<const std::uint8_t> pending) {
-  std::string names;
-  int count = 0;
-  for (std::size_t w = 0; w < pending.size(); ++w) {
-    if (pending[w] == 0) continue;
-    names += Cat(count++ == 0 ? "" : ", ", transport.rank(Worker(w)));
-  }
-  return Cat(count == 1 ? "rank " : "ranks ", names);
+Status NoReply(const Transport& transport, std::span<const std::uint8_t> pending) {
+  return DeadlineExceeded("no reply from ", PendingRanks(transport, pending), " before the deadline of the exchange");
+}
+
+Status GivenUp(const Transport& transport, std::span<const std::uint8_t> pending) {
+  return Unavailable("an exchange with ", PendingRanks(transport, pending), " was given up before it ended");
 }
 
 }  // namespace moe

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <span>
-#include <string>
 
 #include "core/status.h"
 #include "transport/transport.h"
@@ -19,7 +18,10 @@ Status CheckRequestBytes(const Transport& transport, std::span<const std::size_t
 /// What WorkerEndpoint::Reply refuses.
 Status CheckReplyBytes(const TransportLimits& limits, std::size_t bytes);
 
-/// "rank 3" or "ranks 3, 5": the workers whose entry of `pending` is not 0.
-std::string PendingRanks(const Transport& transport, std::span<const std::uint8_t> pending);
+/// DEADLINE_EXCEEDED naming the ranks of the workers whose entry of `pending` is not 0.
+Status NoReply(const Transport& transport, std::span<const std::uint8_t> pending);
+
+/// UNAVAILABLE naming them: their exchange was destroyed before it ended.
+Status GivenUp(const Transport& transport, std::span<const std::uint8_t> pending);
 
 }  // namespace moe

@@ -112,11 +112,7 @@ class FaultyExchange final : public Exchange {
     while (true) {
       MOE_ASSIGN_OR_RETURN(const bool done, Poll());
       if (done) return Status::Ok();
-      if (Clock::now() >= deadline) {
-        transport_.failure_ =
-            DeadlineExceeded("no reply from ", PendingRanks(transport_, held_), " before the deadline of the exchange");
-        return transport_.failure_;
-      }
+      if (Clock::now() >= deadline) return transport_.failure_ = NoReply(transport_, held_);
       std::this_thread::yield();
     }
   }

@@ -110,8 +110,7 @@ class InProcessExchange final : public Exchange {
         took_part_(pending_.size()) {}
   ~InProcessExchange() override {
     if (num_pending_ > 0) {
-      transport_.Fail(
-          Unavailable("an exchange with ", PendingRanks(transport_, pending_), " was given up before it ended"));
+      transport_.Fail(GivenUp(transport_, pending_));
       return;  // the slot stays taken: a worker may still read and write its buffers
     }
     transport_.slot_used_[slot_] = 0;
@@ -219,10 +218,7 @@ Status InProcessExchange::Wait(Deadline deadline) {
     const std::uint32_t seen = bell.count();
     MOE_ASSIGN_OR_RETURN(const bool done, Poll());
     if (done) return Status::Ok();
-    if (Clock::now() >= deadline) {
-      return transport_.Fail(DeadlineExceeded("no reply from ", PendingRanks(transport_, pending_),
-                                              " before the deadline of the exchange"));
-    }
+    if (Clock::now() >= deadline) return transport_.Fail(NoReply(transport_, pending_));
     SpinThenPark(bell, seen, transport_.fabric_->options.spin, deadline);
   }
 }

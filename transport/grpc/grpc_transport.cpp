@@ -6,6 +6,7 @@
 
 #include "core/aligned_buffer.h"
 #include "transport/exchange_checks.h"
+#include "transport/exchange_progress.h"
 #include "transport/frame.h"
 #include "transport/grpc/frame_memory.h"
 #include "transport/grpc/router_streams.h"
@@ -17,31 +18,23 @@ WorkerId Id(std::size_t worker) { return WorkerId(static_cast<int>(worker)); }
 
 // One exchange's buffers and what is awaited of it, by worker. Kept by the transport, so that an exchange that is given
 // up leaves them where they are.
-struct Slot {
+struct Slot : ExchangeProgress {
   Slot(std::size_t num_workers, const TransportLimits& limits)
-      : unsent(num_workers), pending(num_workers), reply_bytes(num_workers), completed_at(num_workers) {
+      : ExchangeProgress(num_workers), unsent(num_workers), reply_bytes(num_workers) {
     for (std::size_t w = 0; w < num_workers; ++w) {
       requests.push_back(FrameMemory::Make(limits.max_request_bytes));
       replies.emplace_back(kFrameHeaderBytes + limits.max_reply_bytes);
     }
   }
-  bool replied(std::size_t worker) const { return completed_at[worker] != TimePoint(); }
   // A worker's part ends with its reply and, usually long before, with gRPC's word that it has taken the request.
   void EndIfComplete(std::size_t worker) {
-    if (pending[worker] == 0 || unsent[worker] != 0 || !replied(worker)) return;
-    pending[worker] = 0;
-    --num_pending;
+    if (pending[worker] != 0 && unsent[worker] == 0 && replied(worker)) End(worker);
   }
 
   std::vector<FrameMemory::Owner> requests;
   std::vector<AlignedBuffer<std::byte>> replies;  // header, then max_reply_bytes
   std::vector<std::uint8_t> unsent;
-  std::vector<std::uint8_t> pending;
   std::vector<std::size_t> reply_bytes;
-  std::vector<TimePoint> completed_at;
-  std::uint64_t sequence = 0;
-  std::size_t num_pending = 0;
-  bool used = false;  // an exchange holds it
 };
 
 class GrpcTransport final : public Transport {
@@ -98,8 +91,7 @@ class GrpcExchange final : public Exchange {
   }
   ~GrpcExchange() override {
     if (slot_.num_pending > 0) {
-      transport_.Fail(
-          Unavailable("an exchange with ", PendingRanks(transport_, slot_.pending), " was given up before it ended"));
+      transport_.Fail(GivenUp(transport_, slot_.pending));
       return;  // the slot stays used: replies may still arrive
     }
     slot_.used = false;
@@ -143,13 +135,8 @@ Status GrpcExchange::Start(std::span<const std::size_t> request_bytes) {
   MOE_CHECK(slot_.num_pending == 0, "Start before the exchange ended");
   MOE_RETURN_IF_ERROR(CheckRequestBytes(transport_, request_bytes));
   MOE_RETURN_IF_ERROR(transport_.CheckAttached(request_bytes));
-  slot_.sequence = ++transport_.last_sequence_;
-  for (std::size_t w = 0; w < request_bytes.size(); ++w) {
-    slot_.reply_bytes[w] = 0;
-    slot_.completed_at[w] = TimePoint();
-    slot_.pending[w] = request_bytes[w] > 0 ? 1 : 0;
-    slot_.num_pending += slot_.pending[w];
-  }
+  slot_.Begin(++transport_.last_sequence_, request_bytes);
+  std::ranges::fill(slot_.reply_bytes, std::size_t{0});
   for (std::size_t w = 0; w < request_bytes.size(); ++w) {
     if (slot_.pending[w] != 0) transport_.SendRequest(number_, w, request_bytes[w]);
   }
@@ -233,7 +220,7 @@ Status GrpcTransport::TakeReply(std::size_t worker, FrameMessage& message) {
                                    .payload_checksum = limits().payload_checksums}));
   if (verdict == FrameVerdict::kDrop || slot == nullptr) return Status::Ok();
   slot->reply_bytes[worker] = *bytes - kFrameHeaderBytes;
-  slot->completed_at[worker] = Clock::now();
+  slot->Replied(worker);
   slot->EndIfComplete(worker);
   streams_.Answered(Id(worker));
   return Status::Ok();
@@ -263,8 +250,7 @@ Status GrpcExchange::GiveUp() {
     transport_.channels_.SetFailure(
         Id(w), DeadlineExceeded(transport_.channels_.Peer(Id(w)), " did not reply before the deadline of an exchange"));
   }
-  return transport_.Fail(DeadlineExceeded("no reply from ", PendingRanks(transport_, slot_.pending),
-                                          " before the deadline of the exchange"));
+  return transport_.Fail(NoReply(transport_, slot_.pending));
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "transport/exchange_checks.h"
+#include "transport/exchange_progress.h"
 #include "transport/frame.h"
 #include "transport/mpi/mpi_link.h"
 
@@ -15,12 +16,9 @@ WorkerId Id(std::size_t worker) { return WorkerId(static_cast<int>(worker)); }
 
 // One exchange's buffers and messages, by worker: receives in the first places, sends in the second half. Kept by the
 // transport, so that they outlive an exchange that is given up.
-struct Slot {
+struct Slot : ExchangeProgress {
   Slot(int communicator, std::size_t num_workers, const TransportLimits& limits)
-      : operations(communicator, 2 * num_workers),
-        pending(num_workers),
-        reply_bytes(num_workers),
-        completed_at(num_workers) {
+      : ExchangeProgress(num_workers), operations(communicator, 2 * num_workers), reply_bytes(num_workers) {
     for (std::size_t w = 0; w < num_workers; ++w) {
       requests.emplace_back(kFrameHeaderBytes + limits.max_request_bytes);
       replies.emplace_back(kFrameHeaderBytes + limits.max_reply_bytes);
@@ -30,12 +28,7 @@ struct Slot {
   std::vector<FrameBuffer> requests;
   std::vector<FrameBuffer> replies;
   MpiOperations operations;
-  std::vector<std::uint8_t> pending;  // its reply, or MPI's word that its request has left, is awaited
   std::vector<std::size_t> reply_bytes;
-  std::vector<TimePoint> completed_at;
-  std::uint64_t sequence = 0;
-  std::size_t num_pending = 0;
-  bool used = false;  // an exchange holds it
 };
 
 class MpiTransport final : public Transport {
@@ -99,8 +92,7 @@ class MpiExchange final : public Exchange {
   }
   ~MpiExchange() override {
     if (slot_.num_pending > 0) {
-      transport_.Fail(
-          Unavailable("an exchange with ", PendingRanks(transport_, slot_.pending), " was given up before it ended"));
+      transport_.Fail(GivenUp(transport_, slot_.pending));
       return;  // the slot stays used: transfers may still touch its buffers
     }
     slot_.used = false;
@@ -121,7 +113,6 @@ class MpiExchange final : public Exchange {
  private:
   std::size_t num_workers() const { return slot_.requests.size(); }
   std::size_t send_place(std::size_t worker) const { return num_workers() + worker; }
-  bool replied(std::size_t worker) const { return slot_.completed_at[worker] != TimePoint(); }
 
   Status PostReceive(std::size_t worker);
   Status SendRequest(std::size_t worker, std::size_t bytes);
@@ -147,13 +138,8 @@ Status MpiExchange::Start(std::span<const std::size_t> request_bytes) {
   if (!transport_.failure.ok()) return transport_.failure;
   MOE_CHECK(slot_.num_pending == 0, "Start before the exchange ended");
   MOE_RETURN_IF_ERROR(CheckRequestBytes(transport_, request_bytes));
-  slot_.sequence = ++transport_.last_sequence;
-  for (std::size_t w = 0; w < num_workers(); ++w) {
-    slot_.reply_bytes[w] = 0;
-    slot_.completed_at[w] = TimePoint();
-    slot_.pending[w] = request_bytes[w] > 0 ? 1 : 0;
-    slot_.num_pending += slot_.pending[w];
-  }
+  slot_.Begin(++transport_.last_sequence, request_bytes);
+  std::ranges::fill(slot_.reply_bytes, std::size_t{0});
   for (std::size_t w = 0; w < num_workers(); ++w) {
     if (slot_.pending[w] == 0) continue;
     if (Status status = PostReceive(w); !status.ok()) return transport_.Fail(std::move(status));
@@ -210,25 +196,21 @@ Status MpiExchange::TakeReply(std::size_t worker, std::size_t arrived_bytes) {
                                    .payload_checksum = transport_.limits().payload_checksums}));
   if (verdict == FrameVerdict::kDrop) return PostReceive(worker);
   slot_.reply_bytes[worker] = arrived_bytes - kFrameHeaderBytes;
-  slot_.completed_at[worker] = Clock::now();
+  slot_.Replied(worker);
   return Status::Ok();
 }
 
 // A worker's part ends with its reply and, usually before, with MPI's release of the request it answers.
 void MpiExchange::EndIfComplete(std::size_t worker) {
-  if (slot_.pending[worker] == 0 || !replied(worker) || slot_.operations.active(send_place(worker))) return;
-  slot_.pending[worker] = 0;
-  --slot_.num_pending;
+  const bool ended = slot_.replied(worker) && !slot_.operations.active(send_place(worker));
+  if (slot_.pending[worker] != 0 && ended) slot_.End(worker);
 }
 
 Status MpiExchange::Wait(Deadline deadline) {
   while (true) {
     MOE_ASSIGN_OR_RETURN(const bool done, Poll());
     if (done) return Status::Ok();
-    if (Clock::now() >= deadline) {
-      return transport_.Fail(DeadlineExceeded("no reply from ", PendingRanks(transport_, slot_.pending),
-                                              " before the deadline of the exchange"));
-    }
+    if (Clock::now() >= deadline) return transport_.Fail(NoReply(transport_, slot_.pending));
     if (!moved_) backoff_.Pause(deadline);  // else more may be there already
   }
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "transport/exchange_checks.h"
+#include "transport/exchange_progress.h"
 #include "transport/frame.h"
 #include "transport/nccl/nccl_link.h"
 
@@ -14,15 +15,13 @@ namespace {
 WorkerId Id(std::size_t worker) { return WorkerId(static_cast<int>(worker)); }
 
 // One exchange's buffers, by worker. Kept by the transport, so that they outlive an exchange that is given up.
-struct Slot {
+struct Slot : ExchangeProgress {
+  explicit Slot(std::size_t num_workers)
+      : ExchangeProgress(num_workers), sent_bytes(num_workers), replies(num_workers) {}
+
   std::vector<PinnedBuffer> requests;   // a message each
-  std::vector<std::uint8_t> pending;    // its reply is awaited
   std::vector<std::size_t> sent_bytes;  // of the request; 0: left out, or taken away by the tap
   std::vector<std::optional<NcclArrival>> replies;
-  std::vector<TimePoint> completed_at;
-  std::uint64_t sequence = 0;
-  std::size_t num_pending = 0;
-  bool used = false;  // an exchange holds it
 };
 
 class NcclTransport final : public Transport {
@@ -71,8 +70,7 @@ class NcclExchange final : public Exchange {
   }
   ~NcclExchange() override {
     if (slot_.num_pending > 0) {
-      (void)transport_.Fail(
-          Unavailable("an exchange with ", PendingRanks(transport_, slot_.pending), " was given up before it ended"));
+      (void)transport_.Fail(GivenUp(transport_, slot_.pending));
       return;  // the slot stays used: transfers may still touch its buffers
     }
     transport_.ReleaseReplies(slot_);
@@ -120,13 +118,8 @@ Status NcclTransport::Start(Slot& slot, std::span<const std::size_t> request_byt
   MOE_RETURN_IF_ERROR(CheckRequestBytes(*this, request_bytes));
   if (Status status = link_->UseThisThread(); !status.ok()) return Fail(std::move(status));
   ReleaseReplies(slot);
-  slot.sequence = ++last_sequence_;
-  for (std::size_t w = 0; w < request_bytes.size(); ++w) {
-    slot.completed_at[w] = TimePoint();
-    slot.pending[w] = request_bytes[w] > 0 ? 1 : 0;
-    slot.num_pending += slot.pending[w];
-    awaited_[w] += slot.pending[w];
-  }
+  slot.Begin(++last_sequence_, request_bytes);
+  for (std::size_t w = 0; w < request_bytes.size(); ++w) awaited_[w] += slot.pending[w];
   if (slot.num_pending == 0) return Status::Ok();
   Status status = SendRequests(slot, request_bytes);
   if (status.ok()) status = SendSecondParts(slot);
@@ -214,9 +207,8 @@ Status NcclTransport::TakeReply(std::size_t worker, const NcclArrival& arrival) 
     return Status::Ok();
   }
   slot->replies[worker] = arrival;
-  slot->completed_at[worker] = Clock::now();
-  slot->pending[worker] = 0;
-  --slot->num_pending;
+  slot->Replied(worker);
+  slot->End(worker);
   --awaited_[worker];
   return Status::Ok();
 }
@@ -239,26 +231,19 @@ Status NcclExchange::Wait(Deadline deadline) {
   while (true) {
     MOE_ASSIGN_OR_RETURN(const bool done, Poll());
     if (done) return Status::Ok();
-    if (Clock::now() >= deadline) {
-      return transport_.Fail(DeadlineExceeded("no reply from ", PendingRanks(transport_, slot_.pending),
-                                              " before the deadline of the exchange"));
-    }
+    if (Clock::now() >= deadline) return transport_.Fail(NoReply(transport_, slot_.pending));
     if (!moved_) backoff_.Pause(deadline);  // else more may be there already
   }
 }
 
 Result<Slot> MakeSlot(DeviceApi& device, const NcclTransportOptions& options) {
   const auto num_workers = static_cast<std::size_t>(options.num_ranks - 1);
-  Slot slot;
+  Slot slot(num_workers);
   for (std::size_t w = 0; w < num_workers; ++w) {
     MOE_ASSIGN_OR_RETURN(PinnedBuffer request,
                          PinnedBuffer::Allocate(device, kNcclPayloadOffset + options.limits.max_request_bytes));
     slot.requests.push_back(std::move(request));
   }
-  slot.pending.resize(num_workers);
-  slot.sent_bytes.resize(num_workers);
-  slot.replies.resize(num_workers);
-  slot.completed_at.resize(num_workers);
   return slot;
 }
 
