@@ -98,6 +98,17 @@ Result<std::string_view> ReadReply(std::span<const std::byte> payload) {
   return text;
 }
 
+template <typename T>
+Result<T> ReadJson(std::string_view what, std::string_view text) {
+  const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) return Internal(what, " is not a JSON object: ", text.substr(0, 200));
+  try {
+    return json.get<T>();
+  } catch (const nlohmann::json::exception& error) {
+    return Internal(what, " is unusable: ", error.what());
+  }
+}
+
 }  // namespace
 
 std::string_view Name(ExchangeType type) { return type == ExchangeType::kF32 ? "f32" : "bf16"; }
@@ -245,50 +256,23 @@ std::size_t WriteControlReply(std::span<std::byte> buffer) { return WriteReply(b
 
 Status ParseControlReply(std::span<const std::byte> payload) { return ReadReply(payload).status(); }
 
-std::size_t WriteDescription(std::span<std::byte> buffer, const WorkerDescription& d) {
-  const nlohmann::json json = {{"protocol", d.protocol},
-                               {"host", d.host},
-                               {"pid", d.pid},
-                               {"device", d.device},
-                               {"kernel_target", d.kernel_target},
-                               {"fingerprint", d.fingerprint},
-                               {"weight_type", d.weight_type},
-                               {"threads", d.threads},
-                               {"free_memory_bytes", d.free_memory_bytes},
-                               {"generation", d.generation},
-                               {"slots", d.slots},
-                               {"parameters", d.parameters},
-                               {"weight_bytes", d.weight_bytes},
-                               {"metrics_address", d.metrics_address},
-                               {"control_address", d.control_address}};
+// Members go by their own names.
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(WorkerDescription, protocol, host, pid, device, kernel_target, fingerprint,
+                                   weight_type, threads, free_memory_bytes, generation, slots, parameters, weight_bytes,
+                                   metrics_address, control_address)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(WorkerAssignment::Layer, layer, slots)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(WorkerAssignment, worker, workers, generation, fingerprint, weight_type, max_pairs,
+                                   load, layers)
+
+std::size_t WriteDescription(std::span<std::byte> buffer, const WorkerDescription& description) {
   // A host's name or a path need not be UTF-8.
   const auto replace = nlohmann::json::error_handler_t::replace;
-  return WriteTextReply(buffer, json.dump(-1, ' ', false, replace));
+  return WriteTextReply(buffer, nlohmann::json(description).dump(-1, ' ', false, replace));
 }
 
 Result<WorkerDescription> ParseDescription(std::span<const std::byte> payload) {
   MOE_ASSIGN_OR_RETURN(const std::string_view text, ParseTextReply(payload));
-  const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return Internal("a worker's description is not a JSON object: ", text);
-  try {
-    return WorkerDescription{.protocol = json.at("protocol"),
-                             .host = json.at("host"),
-                             .pid = json.at("pid"),
-                             .device = json.at("device"),
-                             .kernel_target = json.at("kernel_target"),
-                             .fingerprint = json.at("fingerprint"),
-                             .weight_type = json.at("weight_type"),
-                             .threads = json.at("threads"),
-                             .free_memory_bytes = json.at("free_memory_bytes"),
-                             .generation = json.at("generation"),
-                             .slots = json.at("slots"),
-                             .parameters = json.at("parameters"),
-                             .weight_bytes = json.at("weight_bytes"),
-                             .metrics_address = json.at("metrics_address"),
-                             .control_address = json.at("control_address")};
-  } catch (const nlohmann::json::exception& error) {
-    return Internal("a worker's description is unusable: ", error.what());
-  }
+  return ReadJson<WorkerDescription>("a worker's description", text);
 }
 
 std::size_t MaxAssignmentBytes(std::size_t layers, std::size_t slots) {
@@ -296,39 +280,13 @@ std::size_t MaxAssignmentBytes(std::size_t layers, std::size_t slots) {
   return sizeof(RequestHeader) + 1024 + layers * 48 + slots * 11;
 }
 
-Result<std::size_t> WriteAssignment(std::span<std::byte> buffer, const WorkerAssignment& a) {
-  nlohmann::json layers = nlohmann::json::array();
-  for (const WorkerAssignment::Layer& layer : a.layers)
-    layers.push_back({{"layer", layer.layer}, {"slots", layer.slots}});
-  const nlohmann::json json = {{"worker", a.worker},
-                               {"workers", a.workers},
-                               {"generation", a.generation},
-                               {"fingerprint", a.fingerprint},
-                               {"weight_type", a.weight_type},
-                               {"max_pairs", a.max_pairs},
-                               {"load", a.load},
-                               {"layers", std::move(layers)}};
-  return WriteTextRequest(buffer, MessageKind::kAssign, "an assignment", json.dump());
+Result<std::size_t> WriteAssignment(std::span<std::byte> buffer, const WorkerAssignment& assignment) {
+  return WriteTextRequest(buffer, MessageKind::kAssign, "an assignment", nlohmann::json(assignment).dump());
 }
 
 Result<WorkerAssignment> ParseAssignment(std::span<const std::byte> payload) {
   MOE_ASSIGN_OR_RETURN(const std::string_view text, ParseTextRequest(payload));
-  const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return Internal("an assignment is not a JSON object");
-  try {
-    WorkerAssignment a{.worker = json.at("worker"),
-                       .workers = json.at("workers"),
-                       .generation = json.at("generation"),
-                       .fingerprint = json.at("fingerprint"),
-                       .weight_type = json.at("weight_type"),
-                       .max_pairs = json.at("max_pairs"),
-                       .load = json.at("load")};
-    for (const nlohmann::json& layer : json.at("layers"))
-      a.layers.push_back({.layer = layer.at("layer"), .slots = layer.at("slots")});
-    return a;
-  } catch (const nlohmann::json::exception& error) {
-    return Internal("an assignment is unusable: ", error.what());
-  }
+  return ReadJson<WorkerAssignment>("an assignment", text);
 }
 
 }  // namespace moe
