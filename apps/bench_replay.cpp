@@ -14,9 +14,11 @@
 #include "bench/engine/local_workers.h"
 #include "bench/engine/replay_bench.h"
 #include "core/date.h"
+#include "core/machine.h"
 #include "core/text.h"
 #include "ranks/mpi_job.h"
 #include "ranks/router_engine.h"
+#include "router/worker_fleet.h"
 
 namespace moe {
 namespace {
@@ -75,11 +77,12 @@ class ReplayReport {
 
   /// Over workers that load and serve. Gives the exit code.
   Result<int> Run(const RankSetup& setup, ThreadPool& pool, Transport& transport) {
-    MOE_RETURN_IF_ERROR(AwaitWorkers(setup, transport).status());
+    MOE_ASSIGN_OR_RETURN(const std::vector<WorkerDescription> workers, AwaitWorkers(setup, transport));
+    ReplayOptions options = flags_.bench;
+    options.local = WorkersOn(HostName(), workers);
     TellAboutWeightCache(setup);
     const bool terminal = isatty(STDERR_FILENO) != 0;
-    MOE_ASSIGN_OR_RETURN(const ReplayResult result,
-                         RunReplay(flags_.bench, setup, pool, transport, [&](std::size_t pass) {
+    MOE_ASSIGN_OR_RETURN(const ReplayResult result, RunReplay(options, setup, pool, transport, [&](std::size_t pass) {
                            if (terminal) std::cerr << "moe_bench: pass " << pass + 1 << '\n';
                          }));
     const ReplayContext context{.model = std::filesystem::canonical(flags_.rank.model).filename().string(),

@@ -11,6 +11,7 @@
 #include "apps/serve_endpoints.h"
 #include "apps/serve_router.h"
 #include "apps/signals.h"
+#include "core/machine.h"
 #include "experts/worker_service.h"
 #include "ranks/fleet_worker.h"
 #include "ranks/router_engine.h"
@@ -71,10 +72,12 @@ Status ServeAsRouter(const ServeSetup& setup) {
   search.limits.max_request_bytes = AssignmentBytes(setup);
   search.limits.max_reply_bytes = kMaxControlBytes;
   search.limits.max_exchanges = 1;
-  RemoteFleet fleet(
-      {.exchange_timeout = setup.exchange.timeout, .load_timeout = setup.load_timeout, .on_obstacle = LogObstacle},
-      {.steps = [&] { return MakeGrpcLinks(links); }, .search = [&] { return MakeGrpcLinks(search); }},
-      AssignWorkers(setup));
+  RemoteFleet fleet({.exchange_timeout = setup.exchange.timeout,
+                     .load_timeout = setup.load_timeout,
+                     .host = HostName(),
+                     .on_obstacle = LogObstacle},
+                    {.steps = [&] { return MakeGrpcLinks(links); }, .search = [&] { return MakeGrpcLinks(search); }},
+                    AssignWorkers(setup));
   return RunFleetRouter(setup, pool, *metrics, fleet);
 }
 

@@ -4,9 +4,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <fstream>
 #include <numeric>
-#include <string>
 
 namespace moe {
 
@@ -41,6 +41,11 @@ std::vector<int> AllowedProcessors() {
     std::iota(allowed.begin(), allowed.end(), 0);
   }
   return allowed;
+}
+
+std::string HostName() {
+  std::array<char, 256> name{};
+  return gethostname(name.data(), name.size() - 1) == 0 ? std::string(name.data()) : std::string();
 }
 
 }  // namespace moe

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace moe {
@@ -14,5 +15,8 @@ std::uint64_t FreeMemoryBytes();
 
 /// The processors that the calling thread may run on, ascending; at least one.
 std::vector<int> AllowedProcessors();
+
+/// What the machine, or the container, is called, at most 255 bytes; empty where the system does not say.
+std::string HostName();
 
 }  // namespace moe

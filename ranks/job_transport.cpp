@@ -1,13 +1,11 @@
 #include "ranks/job_transport.h"
 
-#include <unistd.h>
-
-#include <array>
 #include <chrono>
 #include <optional>
 #include <utility>
 
 #include "core/clock.h"
+#include "core/machine.h"
 #include "transport/grpc/grpc_channels.h"
 #include "transport/grpc/grpc_transport.h"
 #include "transport/grpc/grpc_worker_server.h"
@@ -109,11 +107,6 @@ NcclTransportOptions NcclOptions(MpiWorld& world, const TransportLimits& limits,
 }
 
 bool OneMachine(const MpiWorld& world) { return world.node_local_size() == world.size(); }
-
-std::string HostName() {
-  std::array<char, 256> name{};
-  return gethostname(name.data(), name.size() - 1) == 0 ? std::string(name.data()) : "localhost";
-}
 
 }  // namespace
 

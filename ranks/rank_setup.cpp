@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <system_error>
 
 #include "core/machine.h"
@@ -250,8 +249,8 @@ ThreadPool::Options PoolOptions(const RankSetup& setup) {
 }
 
 WorkerDescription DescribeRank(const RankSetup& setup) {
-  std::array<char, 256> host{};
-  return {.host = gethostname(host.data(), host.size() - 1) == 0 ? std::string(host.data()) : "unknown",
+  const std::string host = HostName();
+  return {.host = host.empty() ? "unknown" : host,
           .pid = static_cast<std::uint64_t>(getpid()),
           .device = "cpu",
           .kernel_target = std::string(SimdKernels().name()),

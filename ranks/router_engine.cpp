@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "core/machine.h"
 #include "kernels/kernels.h"
 #include "router/worker_fleet.h"
 
@@ -64,8 +65,10 @@ RouterEngine::RouterEngine(Options options, const RankSetup& setup, ThreadPool& 
                                     .max_step_tokens = setup.exchange.max_tokens,
                                     .max_batches = setup.exchange.max_micro_batches,
                                     .routing = setup.forced_routing.get()})) {
-  if (setup.config.num_experts() > 0)
+  if (setup.config.num_experts() > 0) {
     exchange_.emplace(setup.exchange, transport, setup.placement, SimdKernels(), pool, observer);
+    exchange_->SetLocal(WorkersOn(HostName(), workers_));
+  }
   engine_.emplace(Engine::Options{.max_step_tokens = setup.exchange.max_tokens,
                                   .load_window_steps = options.load_window_steps,
                                   .load_window_age = options.load_window_age,

@@ -4,9 +4,11 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "core/matrix.h"
+#include "core/worker_mask.h"
 #include "model/dispatch_format.h"
 #include "placement/placement.h"
 #include "router/replica_choice.h"
@@ -24,6 +26,9 @@ class DispatchPlan {
     int workers = 0;
   };
   explicit DispatchPlan(Shape shape);
+
+  /// As ReplicaChoice::SetLocal.
+  void SetLocal(WorkerMask local) { choice_.SetLocal(std::move(local)); }
 
   /// The part of one worker.
   struct Part {
@@ -54,8 +59,8 @@ class DispatchPlan {
   };
   /// A pair of weight 0 adds nothing and is not sent. Of an expert with several replicas the rows are dealt to them by
   /// the counts of this part, so that the fullest worker has as few rows of the layer as can be (ReplicaChoice); beside
-  /// that, a token's rows share workers. The choice depends on this step alone. A token with an expert without replica
-  /// is left out whole.
+  /// that, local workers are preferred and a token's rows share workers. The choice depends on this step alone. A token
+  /// with an expert without replica is left out whole.
   void Build(const ReplicaTable& replicas, const Tokens& tokens);
 
   /// Of the tokens given last.

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/aligned_buffer.h"
@@ -77,6 +78,8 @@ class ExpertExchange {
   /// How a sentence names the workers; "rank R" until this is called.
   void NameWorkers(std::vector<std::string> names) { names_ = std::move(names); }
   const std::vector<std::string>& names() const { return names_; }
+  /// Between two steps: the workers on this machine, which replicas' rows go to as far as balance allows.
+  void SetLocal(WorkerMask local) { plan_.SetLocal(std::move(local)); }
   /// Goes on over another transport, which must not know more workers, with rows for `workers` alone. Null when there
   /// is none. Whatever was in flight is given up: the transport before is not touched any more.
   void Rebind(Transport* transport, const WorkerMask& workers);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "router/worker_fleet.h"
 
 namespace moe {
 
@@ -233,8 +234,14 @@ void RemoteFleet::Connect() {
       if (attached[w] != 0 && members_[w].presence == Presence::kReady) members_[w].presence = Presence::kUp;
   }
   const WorkerMask now = AtLeast(Presence::kUp);
-  if (exchange_ != nullptr) exchange_->Rebind(transport_.get(), now);
   const std::vector<WorkerState> states = Workers();
+  if (exchange_ != nullptr) {
+    exchange_->Rebind(transport_.get(), now);
+    // One that comes back may run elsewhere.
+    std::vector<WorkerDescription> workers;
+    for (const WorkerState& state : states) workers.push_back(state.description);
+    exchange_->SetLocal(WorkersOn(options_.host, workers));
+  }
   for (std::size_t w = 0; w < now.size(); ++w)
     if (observers_.on_worker && now[w] != reported_[w]) observers_.on_worker(WorkerId(static_cast<int>(w)), states[w]);
   reported_ = now;

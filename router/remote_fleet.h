@@ -32,6 +32,7 @@ class RemoteFleet final : public StepRecovery {
   struct Options {
     std::chrono::milliseconds exchange_timeout{0};
     std::chrono::milliseconds load_timeout{0};
+    std::string host = {};  // that this router runs on, for WorkersOn; empty: not known
     /// Between two attempts to reach a lost worker: doubled from the first to the last, each by chance up to a half
     /// shorter, so that many routers do not come at once.
     std::chrono::milliseconds first_pause{50};

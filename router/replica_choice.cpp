@@ -2,13 +2,15 @@
 
 #include <algorithm>
 #include <tuple>
+#include <utility>
 
 #include "core/check.h"
 
 namespace moe {
 
 ReplicaChoice::ReplicaChoice(std::size_t num_experts, int workers)
-    : worker_rows_(static_cast<std::size_t>(workers)),
+    : local_(NoWorkers(workers)),
+      worker_rows_(static_cast<std::size_t>(workers)),
       first_share_(num_experts),
       seen_(worker_rows_.size()),
       hops_(worker_rows_.size()),
@@ -16,6 +18,13 @@ ReplicaChoice::ReplicaChoice(std::size_t num_experts, int workers)
   choices_.reserve(num_experts);
   shares_.reserve(num_experts * worker_rows_.size());
   reached_.reserve(worker_rows_.size());
+}
+
+void ReplicaChoice::SetLocal(WorkerMask local) {
+  MOE_CHECK(local.size() == worker_rows_.size());
+  local_ = std::move(local);
+  const auto count = static_cast<std::size_t>(CountWorkers(local_));
+  some_local_ = count > 0 && count < local_.size();
 }
 
 void ReplicaChoice::BeginLayer() { std::ranges::fill(worker_rows_, 0); }
@@ -50,6 +59,8 @@ void ReplicaChoice::Deal(const ReplicaTable& replicas, std::size_t sparse_index,
   while (Relieve()) {
   }
   level_ = std::ranges::max(worker_rows_);
+  if (some_local_)
+    for (const Choice& choice : choices_) BringHome(choice);
   for (Share& share : shares_) share.computes = share.rows > 0;
 }
 
@@ -133,14 +144,35 @@ bool ReplicaChoice::Relieve() {
   return true;
 }
 
+// Nobody gets fuller than the fullest, and no more workers compute the expert than before.
+void ReplicaChoice::BringHome(const Choice& choice) {
+  const std::span<Share> of_expert = shares(choice);
+  for (Share& away : of_expert) {
+    if (away.rows == 0 || local_[away.worker] != 0) continue;
+    Share* home = nullptr;
+    for (Share& share : of_expert) {
+      if (local_[share.worker] == 0) continue;
+      const std::uint32_t room = level_ - worker_rows_[share.worker];
+      if (room == 0 || (share.rows == 0 && room < away.rows)) continue;
+      // The most room; of equals the lowest worker.
+      if (home == nullptr || worker_rows_[share.worker] < worker_rows_[home->worker]) home = &share;
+    }
+    if (home == nullptr) continue;
+    const std::uint32_t rows = std::min(away.rows, level_ - worker_rows_[home->worker]);
+    away.rows -= rows;
+    worker_rows_[away.worker] -= rows;
+    Give(*home, rows);
+  }
+}
+
 const ReplicaSlot& ReplicaChoice::Take(std::size_t expert, std::span<const ReplicaSlot> replicas) {
   const std::span<Share> dealt = std::span(shares_).subspan(first_share_[expert], replicas.size());
-  Share* most = dealt.data();
+  Share* most = &*std::ranges::max_element(dealt, {}, &Share::rows);
   Share* beside = nullptr;  // another row of the token
   for (Share& share : dealt) {
-    if (share.rows > most->rows) most = &share;
     if (goes_[share.worker] != token_ || !share.computes) continue;
-    if (share.rows == 0 && worker_rows_[share.worker] >= level_) continue;
+    if (share.rows == 0 && (worker_rows_[share.worker] >= level_ || local_[share.worker] < local_[most->worker]))
+      continue;
     if (beside == nullptr || share.rows > beside->rows) beside = &share;
   }
   MOE_CHECK(most->rows > 0, "more rows are taken than were dealt");

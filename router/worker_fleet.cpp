@@ -38,6 +38,13 @@ Result<std::vector<WorkerDescription>> DescribeWorkers(Transport& transport, con
   return workers;
 }
 
+WorkerMask WorkersOn(std::string_view host, std::span<const WorkerDescription> workers) {
+  WorkerMask mask = NoWorkers(static_cast<int>(workers.size()));
+  if (host.empty()) return mask;
+  for (std::size_t w = 0; w < workers.size(); ++w) mask[w] = workers[w].host == host ? 1 : 0;
+  return mask;
+}
+
 Status ShutdownWorkers(Transport& transport, Deadline deadline) {
   const std::unique_ptr<Exchange> exchange = transport.MakeExchange();
   MOE_RETURN_IF_ERROR(Ask(transport, *exchange, MessageKind::kShutdown, deadline));

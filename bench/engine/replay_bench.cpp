@@ -83,6 +83,10 @@ class Replay {
         in_(RandomRows(setup.exchange.max_tokens * setup.exchange.hidden, options.seed)),
         residual_(setup.exchange.max_tokens * setup.exchange.hidden),
         ids_(setup.exchange.max_tokens * k_) {
+    if (!options.local.empty()) {
+      exchange_.SetLocal(options.local);
+      plan_.SetLocal(options.local);
+    }
     std::ranges::fill(residual_.span(), 0.0f);
     for (const int layer : setup.config.sparse_layers()) {
       bytes_per_expert_.push_back(ExpertBytes(setup.config, layer, setup.weight_types));

@@ -14,6 +14,7 @@
 #include "bench/engine/replay_cost.h"
 #include "core/status.h"
 #include "core/thread_pool.h"
+#include "core/worker_mask.h"
 #include "placement/trace_loads.h"
 #include "ranks/rank_setup.h"
 #include "transport/transport.h"
@@ -26,6 +27,7 @@ struct ReplayOptions {
   std::size_t repetitions = 3;  // passes over them
   std::size_t calibrate = 4;    // one step in so many tells what things cost, and is not predicted
   std::uint64_t seed = 1;       // names the rows
+  WorkerMask local = {};        // the workers on the router's machine; empty: none
 };
 
 /// INVALID_ARGUMENT naming the flag whose value nothing can be measured with.

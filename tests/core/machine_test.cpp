@@ -22,6 +22,12 @@ TEST(AllowedProcessors, AreThoseThatTheThreadIsKeptTo) {
   EXPECT_EQ(AllowedProcessors(), all);
 }
 
+TEST(HostName, IsOne) {
+  EXPECT_FALSE(HostName().empty());
+  EXPECT_LE(HostName().size(), 255u);
+  EXPECT_EQ(HostName(), HostName());
+}
+
 TEST(MachineMemoryBytes, IsMoreThanThisProgramTakes) { EXPECT_GT(MachineMemoryBytes(), std::uint64_t{1} << 24); }
 
 }  // namespace

@@ -243,6 +243,26 @@ TEST(DispatchPlan, TokensGoToTheReplicasThatAreLeft) {
   }
 }
 
+TEST(DispatchPlan, LocalWorkersGetMoreRowsAndNobodyMoreThanTheFullest) {
+  const Case c{.workers = 4, .redundant = 16, .tokens = 50, .k = 2, .hot = 3};
+  const ReplicaTable replicas(Place(c));
+  const TopK topk(c, 8);
+  const auto rows = [&](const WorkerMask& local) {
+    DispatchPlan plan({.max_tokens = 50, .experts_per_token = 2, .num_experts = 8, .workers = 4});
+    plan.SetLocal(local);
+    plan.Build(replicas, {.ids = topk.id_view(), .weights = topk.weight_view()});
+    return std::vector<std::uint32_t>(plan.worker_rows().begin(), plan.worker_rows().end());
+  };
+  const std::vector<std::uint32_t> plain = rows({0, 0, 0, 0});
+  EXPECT_EQ(rows({1, 1, 1, 1}), plain) << "nobody is elsewhere";
+  for (std::size_t w = 0; w < 4; ++w) {
+    WorkerMask local = NoWorkers(4);
+    local[w] = 1;
+    EXPECT_EQ(std::ranges::max(rows(local)), std::ranges::max(plain));
+    EXPECT_GE(rows(local)[w], plain[w]);
+  }
+}
+
 TEST(DispatchPlan, ATokenThatNobodyCanServeIsLeftOutWholeAndNamed) {
   const Placement placement = Place({.workers = 2});  // 0 to 3 and 4 to 7
   const ReplicaTable replicas(placement, {1, 0});

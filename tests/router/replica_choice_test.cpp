@@ -64,6 +64,18 @@ std::uint32_t Optimum(const Layer& layer, const Rows& rows, const Rows& before) 
   return optimum;
 }
 
+WorkerMask RandomMask(int workers, std::mt19937_64& random) {
+  WorkerMask mask = NoWorkers(workers);
+  for (std::uint8_t& meant : mask) meant = random() % 2;
+  return mask;
+}
+
+std::uint32_t RowsOn(const WorkerMask& mask, const Rows& rows) {
+  std::uint32_t sum = 0;
+  for (std::size_t w = 0; w < rows.size(); ++w) sum += mask[w] != 0 ? rows[w] : 0;
+  return sum;
+}
+
 Rows InTurns(const Layer& layer, const Rows& rows) {
   Rows loads(static_cast<std::size_t>(layer.placement.workers));
   for (std::size_t e = 0; e < rows.size(); ++e)
@@ -107,7 +119,9 @@ TEST(ReplicaChoice, TheFullestWorkerHasNoMoreThanAnyDealingCouldGiveIt) {
     const int workers = 1 + static_cast<int>(random() % 8);
     const std::size_t experts = 1 + random() % 16;
     const Layer layer(workers, experts, 1 + random() % 4, random);
+    const WorkerMask local = RandomMask(workers, random);
     ReplicaChoice choice(experts, workers);
+    choice.SetLocal(local);
     choice.BeginLayer();
     Rows before(static_cast<std::size_t>(workers));
     for (int part = 0; part < 3; ++part) {
@@ -122,6 +136,7 @@ TEST(ReplicaChoice, TheFullestWorkerHasNoMoreThanAnyDealingCouldGiveIt) {
       }
       std::size_t sent = 0;
       const Rows got = TakeAll(layer, rows, 1 + random() % 4, true, choice, sent);
+      ASSERT_GE(RowsOn(local, WorkerRows(choice)), RowsOn(local, after)) << "no row leaves the machine: case " << i;
       // Rows that joined others of their token have made nobody fuller than the fullest.
       ASSERT_LE(std::ranges::max(WorkerRows(choice)), std::ranges::max(after)) << "case " << i;
       for (std::size_t w = 0; w < got.size(); ++w)
@@ -160,6 +175,30 @@ TEST(ReplicaChoice, ATokensRowsShareWorkersAsFarAsTheBalanceAllows) {
   EXPECT_LT(with, without);
 }
 
+TEST(ReplicaChoice, LocalWorkersGetNoFewerRowsThanWithoutThePreference) {
+  std::mt19937_64 random(10);
+  std::uint64_t with = 0, without = 0;
+  for (int i = 0; i < 500; ++i) {
+    const Layer layer(6, 16, 3, random);
+    const Rows rows = RandomRows(16, 60, random);
+    const WorkerMask local = RandomMask(6, random);
+    ReplicaChoice plain(16, 6);
+    plain.Deal(*layer.table, 0, rows);
+    ReplicaChoice choice(16, 6);
+    choice.SetLocal(local);
+    choice.Deal(*layer.table, 0, rows);
+    ASSERT_GE(RowsOn(local, WorkerRows(choice)), RowsOn(local, WorkerRows(plain))) << "case " << i;
+    ASSERT_EQ(std::ranges::max(WorkerRows(choice)), std::ranges::max(WorkerRows(plain))) << "case " << i;
+    with += RowsOn(local, WorkerRows(choice));
+    without += RowsOn(local, WorkerRows(plain));
+    ReplicaChoice again(16, 6);
+    again.SetLocal(local);
+    again.Deal(*layer.table, 0, rows);
+    ASSERT_EQ(WorkerRows(again), WorkerRows(choice)) << "case " << i;
+  }
+  EXPECT_GT(with, without + without / 50);
+}
+
 Placement Slots(std::vector<std::vector<int>> slots, int experts) {
   Placement placement{.num_experts = experts, .workers = static_cast<int>(slots.size())};
   placement.layers.push_back({0, std::move(slots)});
@@ -186,6 +225,46 @@ TEST(ReplicaChoice, RowsMoveOverOtherWorkersToWhereThereIsRoom) {
   ReplicaChoice choice(3, 3);
   choice.Deal(table, 0, Rows{8, 8, 8});
   EXPECT_EQ(WorkerRows(choice), (Rows{8, 8, 8}));
+}
+
+TEST(ReplicaChoice, ALocalWorkerTakesAnExpertWholeOrWhatItsRoomHolds) {
+  // Expert 0 fills worker 2. Worker 1 is local.
+  const ReplicaTable table(Slots({{1, 2}, {1, 2, 3}, {0}}, 4));
+  ReplicaChoice choice(4, 3);
+  choice.Deal(table, 0, Rows{10, 6, 4, 3});
+  EXPECT_EQ(WorkerRows(choice), (Rows{6, 7, 10})) << "expert 1 to worker 0, expert 2 beside expert 3";
+  choice.SetLocal({0, 1, 0});
+  choice.BeginLayer();
+  choice.Deal(table, 0, Rows{10, 6, 4, 3});
+  EXPECT_EQ(WorkerRows(choice), (Rows{6, 7, 10})) << "three rows have room, and would split expert 1";
+  choice.BeginLayer();
+  choice.Deal(table, 0, Rows{10, 3, 2, 3});
+  EXPECT_EQ(WorkerRows(choice), (Rows{0, 8, 10})) << "both fit";
+  // Two of expert 1's rows must go to worker 1, which then takes more of them.
+  choice.BeginLayer();
+  choice.Deal(table, 0, Rows{4, 6, 0, 0});
+  EXPECT_EQ(std::ranges::max(WorkerRows(choice)), 4u);
+  EXPECT_EQ(choice.worker_rows()[1], 4u);
+}
+
+TEST(ReplicaChoice, ALocalRowDoesNotLeaveTheMachineToJoinItsToken) {
+  // Each worker has one expert of its own, and both expert 0; worker 0 is local.
+  const ReplicaTable table(Slots({{0, 1}, {0, 2}, {3}}, 4));
+  const auto remote_rows = [&](bool prefer) {
+    ReplicaChoice choice(4, 3);
+    if (prefer) choice.SetLocal({1, 0, 0});
+    // Expert 0 has 8 rows, of which worker 0 has room for 6.
+    choice.Deal(table, 0, Rows{8, 0, 2, 6});
+    std::uint32_t remote = 0;
+    for (int row = 0; row < 8; ++row) {
+      choice.BeginToken();
+      choice.GoesTo(WorkerId(1));
+      if (choice.Take(0, table.replicas(0, 0)).worker == WorkerId(1)) ++remote;
+    }
+    return remote;
+  };
+  EXPECT_EQ(remote_rows(false), 4u);
+  EXPECT_EQ(remote_rows(true), 2u);
 }
 
 TEST(ReplicaChoice, PartsOfALayerAreBalancedTogetherAndLayersAlone) {
