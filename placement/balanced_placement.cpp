@@ -95,7 +95,7 @@ class LayerPlanner {
       PackLargestFirst(start, ReplicaCounts(load_.mean, slots, room_));
       if (try_from(std::move(start))) return *std::move(best);
     }
-    if (std::isfinite(eplb_time_) && try_from(EplbMerged())) return *std::move(best);
+    if (std::isfinite(eplb_time_) && try_from(AsEplb())) return *std::move(best);
     // The way down ended at a point from which no single step helps: start again beside it.
     KickStream kicks;
     const int most = std::max(kMostKicks, kWorkBehindEplb / (problem_.num_experts * problem_.workers));
@@ -109,15 +109,12 @@ class LayerPlanner {
     return *std::move(best);
   }
 
-  /// Eplb's result, with two replicas on a device made one.
-  LayerAssignment EplbMerged() const {
-    LayerAssignment merged(room_, load_.mean);
-    const std::size_t each = eplb_slots_.size() / room_.slots.size();
-    for (std::size_t s = 0; s < eplb_slots_.size(); ++s) {
-      const int worker = static_cast<int>(s / each);
-      if (!merged.Hosts(worker, eplb_slots_[s])) merged.Add(worker, eplb_slots_[s]);
-    }
-    return merged;
+  LayerAssignment AsEplb() const {
+    LayerAssignment assignment(room_, load_.mean);
+    const std::vector<std::vector<int>> hosted = EplbHosted(eplb_slots_, problem_.workers);
+    for (std::size_t w = 0; w < hosted.size(); ++w)
+      for (const int expert : hosted[w]) assignment.Add(static_cast<int>(w), expert);
+    return assignment;
   }
 
   LayerAssignment FromCurrent() const {

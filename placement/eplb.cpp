@@ -42,7 +42,8 @@ std::vector<std::vector<int>> PackEvenly(std::span<const double> weights, int pa
   return packed;
 }
 
-/// Every slot's item: all of `weights` once, then each further slot to the item with most weight per slot.
+/// Every slot's item: all of `weights` once, then each further slot to the item with most weight per slot. The rule
+/// wants the items in this order, and knows no most number of an item (ReplicaCounts does).
 std::vector<int> ReplicateHeaviest(std::span<const double> weights, std::size_t slots) {
   std::vector<int> items(weights.size());
   std::iota(items.begin(), items.end(), 0);
@@ -113,6 +114,16 @@ std::vector<int> EplbSlots(std::span<const double> load, const EplbShape& shape)
     FillNode(load, experts, shape.slots / nodes, shape.devices / nodes, slots);
   }
   return slots;
+}
+
+std::vector<std::vector<int>> EplbHosted(std::span<const int> slots, int devices) {
+  const std::size_t each = slots.size() / static_cast<std::size_t>(devices);
+  std::vector<std::vector<int>> hosted(static_cast<std::size_t>(devices));
+  for (std::size_t s = 0; s < slots.size(); ++s) {
+    std::vector<int>& device = hosted[s / each];
+    if (std::find(device.begin(), device.end(), slots[s]) == device.end()) device.push_back(slots[s]);
+  }
+  return hosted;
 }
 
 std::vector<double> EplbDeviceLoads(std::span<const double> load, std::span<const int> slots, int devices) {

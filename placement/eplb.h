@@ -25,6 +25,9 @@ Status CheckEplb(const EplbShape& shape, int num_experts);
 /// twice. The shape has been checked.
 std::vector<int> EplbSlots(std::span<const double> load, const EplbShape& shape);
 
+/// What each device hosts, (devices), in the order of its slots: two of them with one expert host it once.
+std::vector<std::vector<int>> EplbHosted(std::span<const int> slots, int devices);
+
 /// The load of each device, (devices), when every one of an expert's slots takes an equal share, also where two of them
 /// are on one device: what the rule itself reckons with.
 std::vector<double> EplbDeviceLoads(std::span<const double> load, std::span<const int> slots, int devices);

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <utility>
 
+#include "core/check.h"
 #include "placement/balanced_placement.h"
 #include "placement/eplb.h"
 
@@ -73,27 +74,14 @@ Status CheckWorkers(const PlacementProblem& problem) {
   return Status::Ok();
 }
 
-/// Each worker hosts what its devices' slots name, once.
-Placement MergedEplb(const PlacementProblem& problem, const EplbShape& shape) {
-  Placement placement{.num_experts = problem.num_experts, .workers = problem.workers};
-  const std::size_t each = static_cast<std::size_t>(shape.slots / shape.devices);
-  for (const LayerLoad& load : problem.loads) {
-    LayerPlacement& layer = placement.layers.emplace_back(LayerPlacement{.layer = load.layer, .slots = {}});
-    layer.slots.resize(static_cast<std::size_t>(problem.workers));
-    const std::vector<int> slots = EplbSlots(load.mean, shape);
-    for (std::size_t s = 0; s < slots.size(); ++s) {
-      std::vector<int>& worker = layer.slots[s / each];
-      if (std::find(worker.begin(), worker.end(), slots[s]) == worker.end()) worker.push_back(slots[s]);
-    }
-  }
-  return placement;
-}
-
 Result<Placement> MakeEplb(const PlacementProblem& problem) {
   const EplbShape shape{
       .slots = problem.slots, .devices = problem.workers, .nodes = problem.nodes, .groups = problem.groups};
   MOE_RETURN_IF_ERROR(CheckEplb(shape, problem.num_experts));
-  return MergedEplb(problem, shape);
+  Placement placement{.num_experts = problem.num_experts, .workers = problem.workers};
+  for (const LayerLoad& load : problem.loads)
+    placement.layers.push_back({.layer = load.layer, .slots = EplbHosted(EplbSlots(load.mean, shape), shape.devices)});
+  return placement;
 }
 
 }  // namespace
@@ -150,6 +138,30 @@ Status CheckProblem(const PlacementProblem& problem) {
   MOE_RETURN_IF_ERROR(CheckLoads(problem));
   if (!problem.current) return Status::Ok();
   return CheckPlacement(*problem.current, ShapeOf(problem)).WithContext("current placement");
+}
+
+PlacementProblem OfWorkers(const PlacementProblem& problem, const WorkerMask& present) {
+  MOE_CHECK(present.size() == static_cast<std::size_t>(problem.workers));
+  PlacementProblem left = problem;
+  const WorkerRoom room = RoomOf(problem);
+  left.workers = CountWorkers(present);
+  left.nodes = left.groups = 1;
+  left.worker_slots.clear();
+  left.worker_speeds.clear();
+  for (LayerPlacement& layer : left.current->layers) layer.slots.clear();
+  int slots = 0;
+  for (std::size_t w = 0; w < present.size(); ++w) {
+    if (present[w] == 0) continue;
+    slots += room.slots[w];
+    left.worker_slots.push_back(room.slots[w]);
+    left.worker_speeds.push_back(room.speeds[w]);
+    for (std::size_t i = 0; i < left.current->layers.size(); ++i)
+      left.current->layers[i].slots.push_back(problem.current->layers[i].slots[w]);
+  }
+  left.slots = std::min(problem.slots, slots);
+  left.current->workers = left.workers;
+  if (!CheckPlacement(*left.current, ShapeOf(left)).ok()) left.current.reset();
+  return left;
 }
 
 Result<Placement> MakePlacement(PlacementAlgorithm algorithm, const PlacementProblem& problem) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/status.h"
+#include "core/worker_mask.h"
 #include "placement/layer_assignment.h"
 #include "placement/placement.h"
 
@@ -51,6 +52,11 @@ Status CheckProblem(const PlacementProblem& problem);
 
 /// The workers of a problem that has been checked, with the defaults filled in.
 WorkerRoom RoomOf(const PlacementProblem& problem);
+
+/// What is left of a problem that has been checked when only the workers that `present` means are there, in their
+/// order: each has the slots that it had, the others none. `current` is what they host of it, and absent when an expert
+/// is not among that. Nodes and groups are 1.
+PlacementProblem OfWorkers(const PlacementProblem& problem, const WorkerMask& present);
 
 /// A placement of the problem by the algorithm; the same for the same arguments.
 /// - kLinear, kRoundRobin: as placement.h says, with slots − experts replicas. They look at neither load nor speeds.
