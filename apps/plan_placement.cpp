@@ -34,6 +34,7 @@ struct PlacementFlags {
   double steps = 0;
   StepCost cost;
   VerdictOptions verdict;
+  const CLI::Option* migration_slowdown = nullptr;  // whether it was given
   std::string migration_bandwidth = "64MiB/s";
   std::string bytes_per_expert;
   std::filesystem::path output;
@@ -56,9 +57,10 @@ void AddVerdictFlags(FlagAdder& add, PlacementFlags& flags) {
   seconds("--worker-seconds", flags.cost.worker_seconds, "That a worker takes in a step beside its rows");
   add.Add("--migration-bandwidth", flags.migration_bandwidth,
           "Bytes a second that each worker gets when experts move: 64MiB/s, 1GB/s");
-  add.Add("--migration-slowdown", flags.verdict.migration_slowdown,
-          "Share of the throughput that is lost while experts move")
-      ->check(CLI::Range(0.0, 1.0));
+  flags.migration_slowdown =
+      add.Add("--migration-slowdown", flags.verdict.migration_slowdown,
+              "Share of the throughput that is lost while experts move; of a server that has measured it, that")
+          ->check(CLI::Range(0.0, 1.0));
   add.Add("--least-gain", flags.verdict.least_gain, "Share of a mean step that moving must win")
       ->check(CLI::Range(0.0, 1.0));
   seconds("--horizon", flags.verdict.horizon_seconds,
@@ -171,6 +173,11 @@ Status TakeServer(const PlacementFlags& flags, Question& question) {
   if (problem.slots == 0) problem.slots = MostSlots(server.placement);
   question.verdict.window_steps = server.window_steps;
   if (!question.verdict.cost.known()) question.verdict.cost = server.cost;
+  if (flags.migration_slowdown->count() > 0) {
+    question.verdict.cost.migration_slowdown.reset();
+  } else {
+    question.verdict.cost.migration_slowdown = server.cost.migration_slowdown;
+  }
   TakeCurrent(std::move(server.placement), problem);
   return Status::Ok();
 }

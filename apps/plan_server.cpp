@@ -4,6 +4,7 @@
 #include <moe/v1/cluster.grpc.pb.h>
 
 #include <memory>
+#include <optional>
 
 #include "rpc/status_mapping.h"
 
@@ -65,16 +66,23 @@ Result<ServerLoads> AskServer(const std::string& address, std::chrono::milliseco
       return Told(status, address);
   }
   if (state.layers_size() == 0) return InvalidArgument("--server ", address, " serves a model without experts");
+  for (const v1::RankState& rank : state.ranks())
+    if (!rank.up())
+      return FailedPrecondition("--server ", address, ": rank ", rank.rank(),
+                                " is lost, and experts move only while every worker is there");
   const v1::StepCost& cost = state.cost();
-  return ServerLoads{.loads = LoadsOf(state),
-                     .window_steps = static_cast<double>(state.window_steps()),
-                     .placement = PlacementOf(placement),
-                     .cost = {.steps = cost.steps(),
-                              .step_seconds = cost.step_seconds(),
-                              .exposed_seconds = cost.exposed_seconds(),
-                              .worker_seconds = cost.worker_seconds(),
-                              .row_seconds = cost.row_seconds()},
-                     .bytes_per_expert = state.expert_bytes()};
+  return ServerLoads{
+      .loads = LoadsOf(state),
+      .window_steps = static_cast<double>(state.window_steps()),
+      .placement = PlacementOf(placement),
+      .cost = {.steps = cost.steps(),
+               .step_seconds = cost.step_seconds(),
+               .exposed_seconds = cost.exposed_seconds(),
+               .worker_seconds = cost.worker_seconds(),
+               .row_seconds = cost.row_seconds(),
+               .migration_slowdown =
+                   cost.has_migration_slowdown() ? std::optional(cost.migration_slowdown()) : std::nullopt},
+      .bytes_per_expert = state.expert_bytes()};
 }
 
 }  // namespace moe

@@ -22,7 +22,7 @@ struct ServerLoads {
 };
 
 /// Asks the router at `address` (HOST:PORT). UNAVAILABLE or DEADLINE_EXCEEDED naming it when it does not answer in
-/// time; INVALID_ARGUMENT when it has no experts.
+/// time; INVALID_ARGUMENT when it has no experts, FAILED_PRECONDITION when a worker is lost.
 Result<ServerLoads> AskServer(const std::string& address, std::chrono::milliseconds timeout);
 
 }  // namespace moe

@@ -31,9 +31,9 @@ class VerdictLog {
 };
 
 /// Begins to move, and waits for the end.
-Status MoveExperts(Router& router, const Placement& placement) {
+Status MoveExperts(Router& router, const BalanceAdvice& advice) {
   constexpr std::chrono::milliseconds kBetweenLooks{20};
-  MOE_ASSIGN_OR_RETURN(const std::uint64_t generation, router.BeginMigration(placement));
+  MOE_ASSIGN_OR_RETURN(const std::uint64_t generation, router.BeginMigration(advice.placement, advice.expected_gain()));
   for (;;) {
     const MigrationProgress progress = router.migration();
     if (progress.generation == generation && progress.phase == MigrationPhase::kIdle)
@@ -68,9 +68,9 @@ Balancer::Options MakeBalancerOptions(const ServeSetup& setup, const RouterMetri
                 return placement ? *placement : setup.placement;  // of a model without experts, nothing
               },
           .move =
-              [&router](const Placement& placement) {
-                spdlog::info("moving experts to placement generation {}", placement.generation);
-                return MoveExperts(router, placement);
+              [&router](const BalanceAdvice& advice) {
+                spdlog::info("moving experts to placement generation {}", advice.placement.generation);
+                return MoveExperts(router, advice);
               },
           .on_advice =
               [&metrics, log = VerdictLog()](const BalanceAdvice& advice) mutable {

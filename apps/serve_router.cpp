@@ -14,6 +14,7 @@
 #include "apps/serve_balancer.h"
 #include "apps/signals.h"
 #include "core/machine.h"
+#include "core/units.h"
 #include "kernels/kernels.h"
 #include "ranks/rank_device.h"
 #include "ranks/router_engine.h"
@@ -148,6 +149,22 @@ void LogMigration(const MigrationProgress& m) {
     spdlog::warn("placement generation {} is given up, the one before stays: {}", m.generation, m.last_failure);
 }
 
+void LogMoveOutcome(const MoveOutcome& outcome) {
+  const StepComparison& steps = outcome.steps;
+  const std::string over =
+      Cat("over ", Significant(steps.steps, 3), " steps of ", Significant(steps.rows, 3), " rows, ",
+          Significant(steps.rows_before, 3), " before", steps.fair() ? "" : ": too different to be compared");
+  const auto ms = [](double seconds) { return Significant(1e3 * seconds, 3); };
+  if (const std::optional<double> expected = outcome.expected_seconds()) {
+    spdlog::info("placement generation {}: expected step {} ms, measured {} ms, error {:+.1f} % ({} ms before; {})",
+                 outcome.generation, ms(*expected), ms(steps.seconds), 100 * outcome.error().value_or(0),
+                 ms(steps.seconds_before), over);
+  } else {
+    spdlog::info("placement generation {}: measured step {} ms, {} ms before ({})", outcome.generation,
+                 ms(steps.seconds), ms(steps.seconds_before), over);
+  }
+}
+
 void LogTrace(const TraceProgress& trace) {
   const std::string dropped =
       trace.dropped == 0 ? "" : Cat("; ", trace.dropped, " left out, because the disk did not keep up");
@@ -218,7 +235,8 @@ class RouterProcess {
                  .cost_steps = setup.options.load_window_steps,
                  .migration = {.bytes_per_s = setup.options.migration_bandwidth,
                                .timeout = setup.load_timeout,
-                               .on_change = LogMigration}},
+                               .on_change = LogMigration},
+                 .on_move_measured = LogMoveOutcome},
                 engine_.engine(), engine_.cache(), metrics_, fleet),
         trace_(MakeTraceSetup(setup, metrics_), engine_.engine(), router_),
         balancer_(MakeBalancerOptions(setup, metrics_, router_), router_),

@@ -18,6 +18,8 @@ namespace moe {
 struct LayerPlacement {
   int layer = 0;  // absolute index
   std::vector<std::vector<int>> slots;
+
+  bool operator==(const LayerPlacement&) const = default;
 };
 
 /// One generation: logical expert → slots → workers, for every sparse layer. Every expert has at least one slot, and no

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 
 namespace moe {
 
@@ -14,6 +15,8 @@ struct StepCost {
   double exposed_seconds = 0;  // of those: the router waited while the busiest worker of an exchange computed
   double worker_seconds = 0;
   double row_seconds = 0;
+  /// Share of the throughput that the last migration took while it went on; none: none has shown it.
+  std::optional<double> migration_slowdown = {};
 
   /// Whether it says what a step gains.
   bool known() const { return step_seconds > 0 && row_seconds > 0; }

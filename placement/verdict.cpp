@@ -15,13 +15,14 @@ namespace {
 // Gains over the horizon that differ by less are as good as one another.
 constexpr double kAsGood = 0.01;
 
-constexpr std::array<std::pair<VerdictReason, std::string_view>, 6> kReasonNames = {{
+constexpr std::array<std::pair<VerdictReason, std::string_view>, 7> kReasonNames = {{
     {VerdictReason::kNoExperts, "no_experts"},
     {VerdictReason::kOneWorker, "one_worker"},
     {VerdictReason::kFewRows, "few_rows"},
     {VerdictReason::kLittleGain, "little_gain"},
     {VerdictReason::kTooExpensive, "too_expensive"},
     {VerdictReason::kPays, "pays"},
+    {VerdictReason::kWorkersLost, "workers_lost"},
 }};
 
 std::string Percent(double share) { return Cat(Significant(100 * share, share < 0.1 ? 2 : 3), " %"); }
@@ -48,6 +49,7 @@ class Judgement {
   Judgement(const VerdictInput& input, const VerdictOptions& options)
       : input_(input), options_(options), now_(SlowestTimes(*input.problem.current, input.problem)) {}
 
+  double slowdown() const { return input_.cost.migration_slowdown.value_or(options_.migration_slowdown); }
   CandidateVerdict Weigh(const Candidate& candidate) const;
   /// Seconds of the horizon that it wins, less what moving loses.
   double Worth(const CandidateVerdict& candidate) const {
@@ -58,7 +60,7 @@ class Judgement {
 
  private:
   double LostSeconds(const CandidateVerdict& candidate) const {
-    return options_.migration_slowdown * candidate.move_seconds.value_or(0);
+    return slowdown() * candidate.move_seconds.value_or(0);
   }
   std::string Effort(const CandidateVerdict& best) const;
   std::string Gain(const CandidateVerdict& best) const;
@@ -162,6 +164,46 @@ std::string Judgement::Sentence(const Verdict& verdict) const {
              ". A whole step gains less; how much, a measured cost would tell.");
 }
 
+Verdict JudgePresent(const VerdictInput& input, std::span<const Candidate> candidates, const VerdictOptions& options) {
+  const PlacementProblem& problem = input.problem;
+  const PlacementFigures now = FiguresOf(*problem.current, problem);
+  Verdict verdict{.balancedness = now.balancedness,
+                  .slow_balancedness = now.slow_balancedness,
+                  .lower_bound_balancedness = BestBalancedness(problem)};
+  if (CostKnown(input)) verdict.step_seconds = input.cost.step_seconds;
+  if (problem.workers == 1) {
+    verdict.reason = VerdictReason::kOneWorker;
+    verdict.sentence = "No: one worker hosts every expert, so there is nothing to balance.";
+    return verdict;
+  }
+  const Judgement judgement(input, options);
+  verdict.migration_slowdown = judgement.slowdown();
+  verdict.slowdown_measured = input.cost.migration_slowdown.has_value();
+  for (const Candidate& candidate : candidates) verdict.candidates.push_back(judgement.Weigh(candidate));
+  double most = 0;
+  for (const CandidateVerdict& candidate : verdict.candidates) most = std::max(most, judgement.Worth(candidate));
+  std::uint64_t fewest = 0;
+  bool found = false;
+  for (std::size_t i = 0; i < verdict.candidates.size(); ++i) {
+    const CandidateVerdict& candidate = verdict.candidates[i];
+    if (judgement.Worth(candidate) < most - kAsGood * options.horizon_seconds) continue;
+    if (found && candidate.experts_moved > fewest) continue;
+    found = true;
+    fewest = candidate.experts_moved;
+    verdict.best = i;
+  }
+  verdict.reason = judgement.Decide(verdict.best_candidate());
+  verdict.sentence = judgement.Sentence(verdict);
+  return verdict;
+}
+
+std::string Enumeration(const std::vector<std::string>& names) {
+  std::string text;
+  for (std::size_t i = 0; i < names.size(); ++i)
+    text += Cat(i == 0 ? "" : i + 1 == names.size() ? " and " : ", ", names[i]);
+  return text;
+}
+
 }  // namespace
 
 std::string_view Name(VerdictReason reason) {
@@ -195,36 +237,19 @@ std::vector<Candidate> MakeCandidates(const PlacementProblem& problem, std::span
 }
 
 Verdict Judge(const VerdictInput& input, std::span<const Candidate> candidates, const VerdictOptions& options) {
-  const PlacementProblem& problem = input.problem;
-  MOE_CHECK(problem.current.has_value());
-  if (problem.loads.empty() || problem.num_experts == 0)
+  if (input.problem.loads.empty() || input.problem.num_experts == 0)
     return {.reason = VerdictReason::kNoExperts, .sentence = "No: the model has no experts."};
-  const PlacementFigures now = FiguresOf(*problem.current, problem);
-  Verdict verdict{.balancedness = now.balancedness,
-                  .slow_balancedness = now.slow_balancedness,
-                  .lower_bound_balancedness = BestBalancedness(problem)};
-  if (CostKnown(input)) verdict.step_seconds = input.cost.step_seconds;
-  if (problem.workers == 1) {
-    verdict.reason = VerdictReason::kOneWorker;
-    verdict.sentence = "No: one worker hosts every expert, so there is nothing to balance.";
-    return verdict;
-  }
-  const Judgement judgement(input, options);
-  for (const Candidate& candidate : candidates) verdict.candidates.push_back(judgement.Weigh(candidate));
-  double most = 0;
-  for (const CandidateVerdict& candidate : verdict.candidates) most = std::max(most, judgement.Worth(candidate));
-  std::uint64_t fewest = 0;
-  bool found = false;
-  for (std::size_t i = 0; i < verdict.candidates.size(); ++i) {
-    const CandidateVerdict& candidate = verdict.candidates[i];
-    if (judgement.Worth(candidate) < most - kAsGood * options.horizon_seconds) continue;
-    if (found && candidate.experts_moved > fewest) continue;
-    found = true;
-    fewest = candidate.experts_moved;
-    verdict.best = i;
-  }
-  verdict.reason = judgement.Decide(verdict.best_candidate());
-  verdict.sentence = judgement.Sentence(verdict);
+  MOE_CHECK(input.problem.current.has_value() || !input.lost.empty());
+  Verdict verdict;
+  if (input.problem.current) verdict = JudgePresent(input, candidates, options);
+  if (input.lost.empty()) return verdict;
+  const std::string others =
+      verdict.sentence.empty() ? "some experts have no copy left." : Cat("of the others alone: ", verdict.sentence);
+  verdict.reason = VerdictReason::kWorkersLost;
+  verdict.sentence = Cat("No: ", Enumeration(input.lost),
+                         input.lost.size() == 1 ? " is lost and has no slots until it is back"
+                                                : " are lost and have no slots until they are back",
+                         ", and experts move only while every worker is there; ", others);
   return verdict;
 }
 

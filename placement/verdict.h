@@ -19,7 +19,7 @@ struct VerdictOptions {
   double least_gain = 0.05;          // share of a mean step that a move must win
   double horizon_seconds = 3'600;    // how long a load is trusted to last: by then a move must have been earned back
   double migration_bytes_per_s = 0;  // that a worker gets at most; 0: without a limit, so that nobody knows how long
-  double migration_slowdown = 0.05;  // share of the throughput that is lost while experts move
+  double migration_slowdown = 0.05;  // share of the throughput that is lost while experts move, where none was measured
   double least_rows = 64;            // of an expert in a layer on average, which tell a load from chance
 };
 
@@ -31,6 +31,9 @@ struct VerdictInput {
   const PlacementProblem& problem;  // with the placement in force as `current`, and checked
   double window_steps = 0;  // that the loads' means are the rows of; 0: unknown, then no seconds are known either
   StepCost cost;
+  /// The names of workers that the problem leaves out because they are lost (OfWorkers). Nothing moves without them.
+  /// `current` may then be absent.
+  std::vector<std::string> lost = {};
 };
 
 struct Candidate {
@@ -63,8 +66,9 @@ enum class VerdictReason : std::uint8_t {
   kLittleGain,    // under least_gain
   kTooExpensive,  // earned back after the horizon
   kPays,
+  kWorkersLost,  // everybody must take part
 };
-/// "no_experts", "one_worker", "few_rows", "little_gain", "too_expensive", "pays".
+/// "no_experts", "one_worker", "few_rows", "little_gain", "too_expensive", "pays", "workers_lost".
 std::string_view Name(VerdictReason reason);
 
 struct Verdict {
@@ -75,6 +79,8 @@ struct Verdict {
   double slow_balancedness = 1;
   double lower_bound_balancedness = 1;  // that no placement in these slots can better
   std::optional<double> step_seconds;   // now, of a mean step
+  double migration_slowdown = 0;        // that is reckoned with
+  bool slowdown_measured = false;       // by the last migration, not assumed
   std::vector<CandidateVerdict> candidates;
   std::size_t best = 0;  // of `candidates`, if there is any
 

@@ -15,6 +15,12 @@ constexpr std::array kAlgorithms = {PlacementAlgorithm::kLinear, PlacementAlgori
 
 }  // namespace
 
+std::optional<double> BalanceAdvice::expected_gain() const {
+  const CandidateVerdict* best = verdict.best_candidate();
+  if (best == nullptr || !best->step_seconds) return std::nullopt;
+  return best->gain;
+}
+
 Balancer::Balancer(Options options, Router& router)
     : options_(std::move(options)), router_(router), policy_(options_.policy) {
   MOE_CHECK(options_.mode != RebalanceMode::kAuto || options_.move != nullptr);
@@ -63,6 +69,12 @@ std::shared_ptr<const BalanceAdvice> Balancer::last() const {
   return last_;
 }
 
+std::optional<double> Balancer::ExpectedGain(std::uint64_t in_force, const Placement& to) const {
+  const std::shared_ptr<const BalanceAdvice> advice = last();
+  if (advice == nullptr || advice->generation != in_force || advice->placement.layers != to.layers) return std::nullopt;
+  return advice->expected_gain();
+}
+
 void Balancer::Run() {
   TimePoint due = Clock::now() + options_.interval;
   for (;;) {
@@ -90,34 +102,42 @@ Result<Balancer::Snapshot> Balancer::TakeSnapshot() {
   const auto taken = std::make_shared<std::promise<Snapshot>>();
   const bool running = router_.OnEngineThread([this, taken] {
     const Engine& engine = router_.engine();
+    const ExpertExchange* exchange = engine.exchange();
     taken->set_value({.loads = LoadsOf(engine.load_window(), engine.config().sparse_layers()),
-                      .cost = router_.cost().Measured(),
+                      .cost = router_.cost(),
                       .window_steps = engine.load_window().steps(),
                       .window_seconds = engine.load_window().seconds(),
-                      .in_force = options_.in_force()});
+                      .in_force = options_.in_force(),
+                      .present = exchange == nullptr ? WorkerMask() : exchange->attached(),
+                      .names = exchange == nullptr ? std::vector<std::string>() : exchange->names()});
   });
   if (!running) return Unavailable("the router has stopped");
   return taken->get_future().get();
 }
 
 BalanceAdvice Balancer::Advise(const Snapshot& snapshot) const {
-  const PlacementProblem problem{.num_experts = snapshot.in_force.num_experts,
-                                 .workers = snapshot.in_force.workers,
-                                 .slots = options_.slots,
-                                 .loads = snapshot.loads,
-                                 .current = snapshot.in_force,
-                                 .bytes_per_expert = options_.bytes_per_expert};
+  PlacementProblem problem{.num_experts = snapshot.in_force.num_experts,
+                           .workers = snapshot.in_force.workers,
+                           .slots = options_.slots,
+                           .loads = snapshot.loads,
+                           .current = snapshot.in_force,
+                           .bytes_per_expert = options_.bytes_per_expert};
+  std::vector<std::string> lost;
+  for (std::size_t w = 0; w < snapshot.present.size(); ++w)
+    if (snapshot.present[w] == 0) lost.push_back(snapshot.names[w]);
+  if (!lost.empty()) problem = OfWorkers(problem, snapshot.present);
   std::vector<Candidate> candidates;
   // With one worker every placement is the one in force.
   if (problem.workers > 1) candidates = MakeCandidates(problem, kAlgorithms);
-  BalanceAdvice advice{
-      .generation = snapshot.in_force.generation,
-      .window_steps = snapshot.window_steps,
-      .window_seconds = snapshot.window_seconds,
-      .verdict =
-          Judge({.problem = problem, .window_steps = static_cast<double>(snapshot.window_steps), .cost = snapshot.cost},
-                candidates, options_.verdict)};
-  if (advice.verdict.best_candidate() != nullptr) {
+  BalanceAdvice advice{.generation = snapshot.in_force.generation,
+                       .window_steps = snapshot.window_steps,
+                       .window_seconds = snapshot.window_seconds,
+                       .verdict = Judge({.problem = problem,
+                                         .window_steps = static_cast<double>(snapshot.window_steps),
+                                         .cost = snapshot.cost,
+                                         .lost = lost},
+                                        candidates, options_.verdict)};
+  if (advice.verdict.best_candidate() != nullptr && lost.empty()) {
     advice.placement = std::move(candidates[advice.verdict.best].placement);
     advice.placement.generation = advice.generation + 1;
   }
@@ -142,7 +162,7 @@ void Balancer::Look(std::vector<Done> asked, bool may_move) {
 
 void Balancer::Act(const BalanceAdvice& advice, const std::vector<LayerLoad>& loads) {
   if (policy_.Look(Clock::now(), advice.verdict.rebalance(), loads) != RebalancePolicy::Decision::kMove) return;
-  const Status moved = options_.move(advice.placement);
+  const Status moved = options_.move(advice);
   if (moved.ok()) {
     policy_.OnMoved(Clock::now(), loads);
   } else {

@@ -7,11 +7,13 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
 #include "core/clock.h"
 #include "core/status.h"
+#include "core/worker_mask.h"
 #include "placement/placement.h"
 #include "placement/rebalance_policy.h"
 #include "placement/verdict.h"
@@ -31,7 +33,11 @@ struct BalanceAdvice {
   std::size_t window_steps = 0;
   double window_seconds = 0;
   Verdict verdict;
-  Placement placement;  // of the best candidate, as the generation after; without layers where there is none
+  /// Of the best candidate, as the generation after; without layers where there is none, or workers are lost.
+  Placement placement;
+
+  /// The share of a mean step that the placement saves; none while what a step costs is not known.
+  std::optional<double> expected_gain() const;
 };
 
 class Balancer {
@@ -45,9 +51,9 @@ class Balancer {
     std::uint64_t bytes_per_expert = 0;
     /// The placement in force; by the engine thread, between two steps.
     std::function<Placement()> in_force;
-    /// Of kAuto: has the experts move, and returns once the placement is in force or has failed to be. By the
-    /// balancer's thread.
-    std::function<Status(const Placement&)> move = {};
+    /// Of kAuto: has the experts move, and returns once the placement of the advice is in force or has failed to be. By
+    /// the balancer's thread.
+    std::function<Status(const BalanceAdvice&)> move = {};
     /// Told of every verdict, and of every move that ended and how; by the balancer's thread. May be empty.
     std::function<void(const BalanceAdvice&)> on_advice = {};
     std::function<void(const BalanceAdvice&, const Status&)> on_moved = {};
@@ -73,6 +79,9 @@ class Balancer {
 
   /// The last verdict; null before the first.
   std::shared_ptr<const BalanceAdvice> last() const;
+  /// What the last verdict expects of moving from the placement in force, of this generation, to `to`; none unless that
+  /// is what it was about.
+  std::optional<double> ExpectedGain(std::uint64_t in_force, const Placement& to) const;
 
  private:
   /// What the engine thread lets go of.
@@ -82,6 +91,8 @@ class Balancer {
     std::size_t window_steps = 0;
     double window_seconds = 0;
     Placement in_force;
+    WorkerMask present;
+    std::vector<std::string> names;  // of the workers
   };
 
   void Run();

@@ -4,7 +4,10 @@
 #include <moe/v1/cluster.grpc.pb.h>
 
 #include <algorithm>
+#include <functional>
 #include <limits>
+#include <optional>
+#include <utility>
 
 #include "model/json.h"
 #include "placement/figures.h"
@@ -114,12 +117,25 @@ void WriteParts(const ModelConfig& config, const LoadWindow& window, v1::Cluster
       state.mutable_layers(static_cast<int>(i))->add_parts()->mutable_tokens()->Add(sample.begin(), sample.end());
 }
 
+void WriteMove(const MoveOutcome& outcome, v1::MoveOutcome& message) {
+  message.set_placement_generation(outcome.generation);
+  message.set_steps(outcome.steps.steps);
+  message.set_steps_left_out(outcome.steps.steps_left_out);
+  message.set_rows(outcome.steps.rows);
+  message.set_rows_before(outcome.steps.rows_before);
+  message.set_step_seconds(outcome.steps.seconds);
+  message.set_step_seconds_before(outcome.steps.seconds_before);
+  if (const auto expected = outcome.expected_seconds()) message.set_expected_step_seconds(*expected);
+  message.set_fair(outcome.steps.fair());
+}
+
 void WriteCost(const StepCost& cost, v1::StepCost& message) {
   message.set_steps(cost.steps);
   message.set_step_seconds(cost.step_seconds);
   message.set_exposed_seconds(cost.exposed_seconds);
   message.set_worker_seconds(cost.worker_seconds);
   message.set_row_seconds(cost.row_seconds);
+  if (cost.migration_slowdown) message.set_migration_slowdown(*cost.migration_slowdown);
 }
 
 void WriteCandidate(const CandidateVerdict& candidate, v1::PlacementCandidate& message) {
@@ -146,6 +162,8 @@ void WriteVerdict(const BalanceAdvice& advice, v1::Verdict& message) {
   message.set_balancedness(verdict.balancedness);
   message.set_lower_bound_balancedness(verdict.lower_bound_balancedness);
   if (verdict.step_seconds) message.set_step_seconds(*verdict.step_seconds);
+  message.set_migration_slowdown(verdict.migration_slowdown);
+  message.set_slowdown_measured(verdict.slowdown_measured);
   if (const CandidateVerdict* best = verdict.best_candidate()) message.set_best(std::string(Name(best->algorithm)));
   for (const CandidateVerdict& candidate : verdict.candidates) WriteCandidate(candidate, *message.add_candidates());
 }
@@ -206,6 +224,16 @@ Placement ReadPlacement(const v1::Placement& message) {
   return placement;
 }
 
+/// For what is answered later, by another thread: writes what there is and finishes, or finishes with the failure.
+template <typename Value>
+std::function<void(const Result<Value>&)> AnswerLater(grpc::ServerUnaryReactor* reactor,
+                                                      std::function<void(const Value&)> write) {
+  return [reactor, write = std::move(write)](const Result<Value>& value) {
+    if (value.ok()) write(*value);
+    reactor->Finish(ToGrpc(value.status()));
+  };
+}
+
 }  // namespace
 
 class ClusterService::Impl final : public v1::Cluster::CallbackService {
@@ -228,7 +256,8 @@ class ClusterService::Impl final : public v1::Cluster::CallbackService {
     const bool running = router_.OnEngineThread([this, reactor, response, parts = request->parts()] {
       WriteLoad(config_, router_.engine().load_window(), router_.health(), *response);
       if (parts) WriteParts(config_, router_.engine().load_window(), *response);
-      WriteCost(router_.cost().Measured(), *response->mutable_cost());
+      WriteCost(router_.cost(), *response->mutable_cost());
+      if (const auto& outcome = router_.moves().outcome()) WriteMove(*outcome, *response->mutable_last_move());
       WriteTotals(*response);
       reactor->Finish(grpc::Status::OK);
     });
@@ -248,20 +277,20 @@ class ClusterService::Impl final : public v1::Cluster::CallbackService {
                                       v1::RebalanceResponse* response) override {
     if (setup_.balancer == nullptr) return v1::Cluster::CallbackService::Rebalance(context, request, response);
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    setup_.balancer->Ask([reactor, response](const Result<BalanceAdvice>& advice) {
-      if (advice.ok()) {
-        WriteVerdict(*advice, *response->mutable_verdict());
-        if (!advice->placement.layers.empty()) WritePlacement(advice->placement, *response->mutable_placement());
-      }
-      reactor->Finish(ToGrpc(advice.status()));
-    });
+    setup_.balancer->Ask(AnswerLater<BalanceAdvice>(reactor, [response](const BalanceAdvice& advice) {
+      WriteVerdict(advice, *response->mutable_verdict());
+      if (!advice.placement.layers.empty()) WritePlacement(advice.placement, *response->mutable_placement());
+    }));
     return reactor;
   }
 
   grpc::ServerUnaryReactor* SetPlacement(grpc::CallbackServerContext* context, const v1::SetPlacementRequest* request,
                                          v1::SetPlacementResponse* response) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    const Result<std::uint64_t> generation = router_.BeginMigration(ReadPlacement(request->placement()));
+    Placement placement = ReadPlacement(request->placement());
+    std::optional<double> expected;
+    if (setup_.balancer != nullptr) expected = setup_.balancer->ExpectedGain(PlacementInForce().generation, placement);
+    const Result<std::uint64_t> generation = router_.BeginMigration(std::move(placement), expected);
     if (generation.ok()) response->set_generation(*generation);
     reactor->Finish(ToGrpc(generation.status()));
     return reactor;
@@ -281,10 +310,8 @@ class ClusterService::Impl final : public v1::Cluster::CallbackService {
                                       v1::StopTraceResponse* response) override {
     if (setup_.trace == nullptr) return v1::Cluster::CallbackService::StopTrace(context, request, response);
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    setup_.trace->End([reactor, response](const Result<TraceProgress>& ended) {
-      if (ended.ok()) WriteTrace(*ended, *response->mutable_trace());
-      reactor->Finish(ToGrpc(ended.status()));
-    });
+    setup_.trace->End(AnswerLater<TraceProgress>(
+        reactor, [response](const TraceProgress& ended) { WriteTrace(ended, *response->mutable_trace()); }));
     return reactor;
   }
 

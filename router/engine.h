@@ -80,7 +80,7 @@ class Engine {
 
   MicroBatchChoice& micro_batch_choice() { return choice_; }
   /// Null for a model without experts.
-  ExpertExchange* exchange() { return exchange_; }
+  ExpertExchange* exchange() const { return exchange_; }
 
   /// Between two steps: from now on they are recorded, until this is called with null. The recorder lives until then.
   void Record(TraceRecorder* recorder) { recorder_ = recorder; }

@@ -27,13 +27,14 @@ Migrator::Migrator(Options options, const ModelConfig& config, ExpertExchange* e
   last_generation_ = placement_->generation;
 }
 
-Result<std::uint64_t> Migrator::Begin(Placement placement) {
+Result<std::uint64_t> Migrator::Begin(Placement placement, std::optional<double> expected_gain) {
   if (exchange_ == nullptr) return Unimplemented("the model has no experts to move");
   MOE_RETURN_IF_ERROR(CheckPlacement(placement, shape_));
   const std::lock_guard lock(mutex_);
   if (begun_) return FailedPrecondition("a migration to placement generation ", last_generation_, " is under way");
   placement.generation = ++last_generation_;
   next_ = std::move(placement);
+  next_gain_ = expected_gain;
   begun_ = handed_over_ = true;
   return last_generation_;
 }
@@ -87,6 +88,7 @@ void Migrator::TakeIn(TimePoint now) {
     const std::lock_guard lock(mutex_);
     handed_over_ = false;
     next = std::move(next_);
+    expected_gain_ = next_gain_;
   }
   bindings_ = exchange_->bindings();
   MigrationPlan plan = PlanMigration(exchange_->placement(), next, options_.bytes_per_s);

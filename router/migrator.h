@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -52,8 +53,8 @@ class Migrator {
   /// Begins to move to `placement`, whose own generation is not looked at; returns the one that it will have.
   /// INVALID_ARGUMENT when it does not fit the model and the workers, FAILED_PRECONDITION while another migration is
   /// under way, UNIMPLEMENTED for a model without experts. What fails later leaves the placement before in force, and
-  /// progress() says why.
-  Result<std::uint64_t> Begin(Placement placement);
+  /// progress() says why. `expected_gain`: the share of a mean step that it is to save, if anybody has said so.
+  Result<std::uint64_t> Begin(Placement placement, std::optional<double> expected_gain = std::nullopt);
   MigrationProgress progress() const;
   /// In force; null for a model without experts.
   std::shared_ptr<const Placement> placement() const;
@@ -66,8 +67,12 @@ class Migrator {
   Status Advance(TimePoint now);
   /// When Advance has something to do again: the past for at once, kNoDeadline for never.
   TimePoint due() const;
-  /// Whether one has begun that has not ended.
+  /// Whether one has begun that has not ended. By any thread.
   bool under_way() const { return begun_; }
+  /// What was said of the generation, if it is the last one that the engine thread has heard of.
+  std::optional<double> expected_gain(std::uint64_t generation) const {
+    return generation == migration_.to().generation ? expected_gain_ : std::nullopt;
+  }
 
  private:
   void TakeIn(TimePoint now);
@@ -84,7 +89,8 @@ class Migrator {
   StepRecovery* const recovery_;
   Migration migration_;
   MigrationPhase shown_ = MigrationPhase::kIdle;
-  std::uint64_t bindings_ = 0;  // of the exchange, when the round or the migration began
+  std::optional<double> expected_gain_;  // of migration_.to()
+  std::uint64_t bindings_ = 0;           // of the exchange, when the round or the migration began
 
   // Written with mutex_ held; read without, so that a step without a migration holds no lock for it.
   std::atomic<bool> begun_{false};        // and not ended
@@ -92,6 +98,7 @@ class Migrator {
 
   mutable std::mutex mutex_;  // of what follows
   Placement next_;
+  std::optional<double> next_gain_;
   std::uint64_t last_generation_ = 0;
   std::shared_ptr<const Placement> placement_;
   std::vector<WorkerDescription> workers_;

@@ -29,6 +29,7 @@ Router::Router(Options options, Engine& engine, KvCache& cache, RouterMetrics& m
       health_(engine.config().sparse_layers().size(), static_cast<std::size_t>(engine.config().num_experts()),
               engine.config().experts_per_token()),
       cost_(options_.cost_steps),
+      moves_(options_.cost_steps),
       migrator_(ObservedBy(metrics, options_.migration), engine.config(), engine.exchange(), recovery) {}
 
 Status Router::Submit(std::vector<std::unique_ptr<Sequence>> batch) {
@@ -97,17 +98,15 @@ bool Router::OnEngineThread(std::function<void()> inspect) {
   return true;
 }
 
-Result<std::uint64_t> Router::BeginMigration(Placement placement) {
+Result<std::uint64_t> Router::BeginMigration(Placement placement, std::optional<double> expected_gain) {
   {
     const std::lock_guard lock(mutex_);
     if (draining_ || ended_) return Unavailable("the server is draining and moves no experts");
   }
-  Result<std::uint64_t> generation = migrator_.Begin(std::move(placement));
+  Result<std::uint64_t> generation = migrator_.Begin(std::move(placement), expected_gain);
   if (generation.ok()) {
-    {
-      const std::lock_guard lock(mutex_);
-      migrating_ = true;
-    }
+    // So that an engine thread that has just seen none under way waits before this tells it.
+    { const std::lock_guard lock(mutex_); }
     changed_.notify_one();
   }
   return generation;
@@ -162,11 +161,10 @@ bool Router::TakeIn() {
     const auto called = [&] { return !idle() || !inbox_.empty() || !inspections_.empty() || draining_; };
     const TimePoint due = migrator_.due();
     if (due == kNoDeadline) {
-      changed_.wait(lock, [&] { return called() || migrating_; });
+      changed_.wait(lock, [&] { return called() || migrator_.under_way(); });
     } else {
       changed_.wait_until(lock, due, called);
     }
-    migrating_ = false;
     for (auto& sequence : inbox_) scheduler_.Enqueue(std::move(sequence));
     inbox_.clear();
     inspections.swap(inspections_);
@@ -208,6 +206,7 @@ Status Router::Step() {
   for (const Chunk& chunk : chunks) NoteToken(*chunk.sequence, now);
   metrics_.OnStep(engine_.report());
   NoteCost(engine_.report());
+  NoteMoves(engine_.report());
   for (const Chunk& chunk : chunks) Publish(*chunk.sequence);
   RetireEnded();
   // Now and then, and before the router falls idle: then the figures stand for as long as nobody calls.
@@ -229,6 +228,30 @@ void Router::NoteCost(const StepReport& report) {
   for (const WorkerStep& worker : report.workers)
     if (worker.rows > 0) cost_.AddWorker(worker.rows, worker.busy_seconds);
   cost_.EndStep(report.seconds, report.exchange.experts);
+}
+
+void Router::NoteMoves(const StepReport& report) {
+  const ExpertExchange* exchange = engine_.exchange();
+  if (exchange == nullptr) return;
+  const bool switched = exchange->placement_generation() != moves_.generation();
+  const std::optional<double> slowdown = moves_.slowdown();
+  const bool measured = moves_.EndStep({.generation = exchange->placement_generation(),
+                                        .workers = exchange->bindings(),
+                                        .migrating = migrator_.under_way(),
+                                        .rows = report.tokens,
+                                        .seconds = report.seconds});
+  if (switched)
+    if (const auto gain = migrator_.expected_gain(moves_.generation())) moves_.Expect(*gain);
+  if (moves_.slowdown() != slowdown) metrics_.OnSlowdown(*moves_.slowdown());
+  if (!measured) return;
+  metrics_.OnMoveMeasured(*moves_.outcome());
+  if (options_.on_move_measured) options_.on_move_measured(*moves_.outcome());
+}
+
+StepCost Router::cost() const {
+  StepCost cost = cost_.Measured();
+  cost.migration_slowdown = moves_.slowdown();
+  return cost;
 }
 
 void Router::NoteToken(Sequence& sequence, TimePoint now) {

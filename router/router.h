@@ -7,11 +7,13 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "core/clock.h"
 #include "core/status.h"
 #include "model/kv_cache.h"
+#include "placement/move_meter.h"
 #include "placement/routing_health.h"
 #include "placement/step_cost.h"
 #include "router/engine.h"
@@ -30,8 +32,10 @@ class Router {
     std::size_t max_queued = 0;  // sequences waiting
     std::chrono::milliseconds drain_timeout{0};
     std::function<void(const RoutingHealth::Change&)> on_health = {};  // may be empty; by the engine thread
-    std::size_t cost_steps = 1024;                                     // that what a step costs is measured over
+    std::size_t cost_steps = 1024;  // that what a step costs, and what moves made of it, is measured over
     Migrator::Options migration = {};
+    /// What a placement that has been in force for as many steps made of them; by the engine thread. May be empty.
+    std::function<void(const MoveOutcome&)> on_move_measured = {};
   };
   /// Without `recovery`, a step that fails ends everything that was accepted, and the router.
   Router(Options options, Engine& engine, KvCache& cache, RouterMetrics& metrics, StepRecovery* recovery = nullptr);
@@ -53,7 +57,7 @@ class Router {
 
   /// Begins to move experts to `placement` in the background, and returns the generation that it will have; as
   /// Migrator::Begin. UNAVAILABLE while draining. May also be called on the engine thread.
-  Result<std::uint64_t> BeginMigration(Placement placement);
+  Result<std::uint64_t> BeginMigration(Placement placement, std::optional<double> expected_gain = std::nullopt);
   MigrationProgress migration() const { return migrator_.progress(); }
   /// The placement in force; null for a model without experts.
   std::shared_ptr<const Placement> placement() const { return migrator_.placement(); }
@@ -68,7 +72,9 @@ class Router {
   const Engine& engine() const { return engine_; }
   const Scheduler& scheduler() const { return scheduler_; }
   const RoutingHealth& health() const { return health_; }
-  const StepCostMeter& cost() const { return cost_; }
+  /// Of a step now.
+  StepCost cost() const;
+  const MoveMeter& moves() const { return moves_; }
 
  private:
   /// Moves what service threads left into the scheduler; waits for something when nothing runs. False to end.
@@ -80,6 +86,7 @@ class Router {
   /// The engine's step, again where that helps. False when it does not: then the step's own sequences cannot go on.
   Result<bool> RunStep(std::span<const Chunk> chunks);
   void NoteCost(const StepReport& report);
+  void NoteMoves(const StepReport& report);
   /// Notes when a sequence's token came, before anybody hears of it.
   void NoteToken(Sequence& sequence, TimePoint now);
   /// Shows what a step brought for one sequence; whether it has ended is RetireEnded's business.
@@ -100,6 +107,7 @@ class Router {
   Scheduler scheduler_;
   RoutingHealth health_;
   StepCostMeter cost_;
+  MoveMeter moves_;
   Migrator migrator_;
   TimePoint window_published_{};
   std::size_t failed_ = 0;  // sequences that did not finish
@@ -110,7 +118,6 @@ class Router {
   std::vector<std::unique_ptr<Sequence>> inbox_;
   std::vector<std::function<void()>> inspections_;
   std::size_t waiting_ = 0;  // in the inbox or the scheduler's queue
-  bool migrating_ = false;   // a migration has begun since the engine thread looked
   bool draining_ = false;
   bool stop_now_ = false;
   bool ended_ = false;

@@ -72,6 +72,12 @@ RouterMetrics::RouterMetrics(const Setup& setup, MetricsRegistry& r, MetricsRegi
       rebalance_advised_(r.AddGauge("moe_rebalance_advised", "1 when the last verdict says that experts should move.")),
       rebalance_gain_(r.AddGauge("moe_rebalance_gain_ratio",
                                  "Share of a mean step that the best placement of the last verdict saves.")),
+      moved_step_(r.AddGauge("moe_moved_step_seconds", "Mean step since experts moved, of the last move measured.")),
+      moved_step_before_(r.AddGauge("moe_moved_step_before_seconds", "What steps of its sizes took before.")),
+      moved_step_expected_(r.AddGauge("moe_moved_step_expected_seconds",
+                                      "What they were expected to take by the verdict; 0: it was moved for none.")),
+      migration_slowdown_(r.AddGauge("moe_migration_slowdown_ratio",
+                                     "Share of the throughput that the last migration took while it went on.")),
       step_seconds_(r.AddHistogram("moe_step_seconds", "Duration of an engine step.", StepBuckets())),
       batch_tokens_(r.AddHistogram("moe_batch_tokens", "Tokens of an engine step.", ExponentialBuckets(1, 2, 14))),
       queue_seconds_(r.AddHistogram("moe_request_queue_seconds", "From arrival to admission.", RequestBuckets())),
@@ -190,6 +196,12 @@ void RouterMetrics::OnVerdict(const Verdict& verdict) const {
   rebalance_advised_.Set(verdict.rebalance() ? 1 : 0);
   const CandidateVerdict* best = verdict.best_candidate();
   rebalance_gain_.Set(best == nullptr ? 0 : best->gain);
+}
+
+void RouterMetrics::OnMoveMeasured(const MoveOutcome& outcome) const {
+  moved_step_.Set(outcome.steps.seconds);
+  moved_step_before_.Set(outcome.steps.seconds_before);
+  moved_step_expected_.Set(outcome.expected_seconds().value_or(0));
 }
 
 void RouterMetrics::OnTraced(std::uint64_t steps, std::uint64_t dropped, std::uint64_t bytes) const {

@@ -10,6 +10,7 @@
 #include "model/config.h"
 #include "model/parameter_count.h"
 #include "placement/load_window.h"
+#include "placement/move_meter.h"
 #include "placement/routing_health.h"
 #include "placement/verdict.h"
 #include "router/engine.h"
@@ -47,6 +48,8 @@ class RouterMetrics final : public ExchangeObserver {
   void OnWorkersDown();
   void OnWorker(WorkerId worker, bool up);
   void OnMigration(const MigrationProgress& progress);
+  void OnMoveMeasured(const MoveOutcome& outcome) const;
+  void OnSlowdown(double slowdown) const { migration_slowdown_.Set(slowdown); }
   /// Forgets what the attempt has observed.
   void OnStepFailed();
   void OnStepRetried() { step_retries_.Add(); }
@@ -90,6 +93,7 @@ class RouterMetrics final : public ExchangeObserver {
   Gauge trace_recording_, window_steps_, window_seconds_;
   Gauge running_, waiting_, kv_used_;
   Gauge placement_balancedness_, rebalance_advised_, rebalance_gain_;
+  Gauge moved_step_, moved_step_before_, moved_step_expected_, migration_slowdown_;
   Histogram step_seconds_, batch_tokens_;
   Histogram queue_seconds_, first_token_seconds_, per_token_seconds_, e2e_seconds_;
   HistogramBatch inter_token_seconds_;

@@ -83,6 +83,8 @@ Json VerdictJson(const Verdict& verdict, const StepCost& cost) {
           {"balancedness", verdict.balancedness},
           {"slow_balancedness", verdict.slow_balancedness},
           {"step_seconds", OrNull(verdict.step_seconds)},
+          {"migration_slowdown", verdict.migration_slowdown},
+          {"slowdown_measured", verdict.slowdown_measured},
           {"best", best == nullptr ? Json(nullptr) : Json(Name(best->algorithm))},
           {"candidates", std::move(candidates)},
           {"cost", CostJson(cost)}};

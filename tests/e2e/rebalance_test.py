@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 
+import fleet
 import serving
 
 SKEWED = ("--routing", "zipf:1.2")
@@ -90,6 +91,41 @@ class RebalanceTest(serving.ServingTest):
             self.assertEqual(state.placement_generation, 2)
             self.assertEqual(server.metric("moe_migrations_total", outcome="finished"), 1)
             self.assertGreater(self.balancedness(server), before)
+
+    def test_auto_moves_over_a_fleet_whose_lost_workers_are_no_places(self):
+        prompts = windows(8)
+        with serving.running(serving.MOE, 0, *SKEWED) as server:
+            plain = [result.token_ids for result in server.generate(prompts, 40)]
+        with fleet.running(serving.MOE, 2) as workers, \
+                workers.router(*SKEWED, "--rebalance", "auto", "--rebalance-interval", "0.2", "--rebalance-cooldown", "0",
+                               "--rebalance-gain", "0", "--load-window-steps", "64") as server:
+            def measured():
+                self.assertEqual([result.token_ids for result in server.generate(prompts, 40)], plain)
+                state = server.get_cluster()
+                return state if state.HasField("last_move") else None
+            state = serving.wait_until(measured, "a move that has been measured", seconds=serving.START_SECONDS)
+            self.assertEqual((state.migration.finished, state.migration.failed), (1, 0), server.log())
+            self.assertEqual(state.last_move.placement_generation, 2)
+            self.assertGreater(state.last_move.step_seconds_before, 0)
+            self.assertAlmostEqual(server.metric("moe_moved_step_seconds"), state.last_move.step_seconds)
+            self.assertTrue(state.last_move.HasField("expected_step_seconds"))
+            self.assertRegex(server.log(), "placement generation 2: expected step .* ms, measured .* ms, error .* %")
+
+            lost = workers.workers[1]
+            lost.kill()
+            serving.wait_until(lambda: not server.get_cluster().ranks[2].up, "a worker that was killed is up")
+            verdict = server.cluster.Rebalance(serving.pb.RebalanceRequest(), timeout=serving.CALL_SECONDS)
+            self.assertEqual((verdict.verdict.rebalance, verdict.verdict.reason), (False, "workers_lost"))
+            self.assertIn(lost.address, verdict.verdict.sentence)
+            self.assertFalse(verdict.HasField("placement"))
+            planned = subprocess.run([serving.BIN_DIR / "moe_plan", "placement", "--server", server.address],
+                                     capture_output=True, text=True, env=serving.clean_environment())
+            self.assertIn("rank 2 is lost", planned.stderr)
+            lost.start()
+            serving.wait_until(lambda: server.get_cluster().ranks[2].up, "a worker that has come back is not up")
+            self.assertEqual([result.token_ids for result in server.generate(prompts, 40)], plain)
+            verdict = server.cluster.Rebalance(serving.pb.RebalanceRequest(), timeout=serving.CALL_SECONDS)
+            self.assertNotEqual(verdict.verdict.reason, "workers_lost")
 
     def balancedness(self, server) -> float:
         server.generate(windows(8), 40)

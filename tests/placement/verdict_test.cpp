@@ -97,6 +97,20 @@ TEST(Verdict, WhatIsEarnedBackTooLateStays) {
   EXPECT_THAT(verdict.sentence, HasSubstr("later than the 300 s that a load is trusted to last."));
 }
 
+TEST(Verdict, ReckonsWithTheSlowdownThatAMigrationShowed) {
+  const PlacementProblem problem = Problem(kSkewed);
+  const VerdictOptions options{.migration_bytes_per_s = 1e6, .migration_slowdown = 0.05};
+  const Verdict assumed = Ask(problem, options);
+  EXPECT_EQ(assumed.migration_slowdown, 0.05);
+  EXPECT_FALSE(assumed.slowdown_measured);
+  StepCost measured = kCost;
+  measured.migration_slowdown = 0.2;
+  const Verdict shown = Ask(problem, options, measured);
+  EXPECT_EQ(shown.migration_slowdown, 0.2);
+  EXPECT_TRUE(shown.slowdown_measured);
+  EXPECT_NEAR(*shown.best_candidate()->break_even_steps, 4 * *assumed.best_candidate()->break_even_steps, 1e-6);
+}
+
 TEST(Verdict, FewRowsTellNothing) {
   const Verdict verdict = Ask(Problem({30, 30, 30, 30, 10, 10, 10, 10}));
   EXPECT_EQ(verdict.reason, VerdictReason::kFewRows);
@@ -147,6 +161,49 @@ TEST(Verdict, OneWorkerOrNoExpertsHaveNothingToMove) {
   PlacementProblem dense{.workers = 2};
   dense.current = Placement{.workers = 2};
   EXPECT_EQ(Ask(dense).reason, VerdictReason::kNoExperts);
+}
+
+/// Three workers with two slots each; expert 3 has a second copy.
+PlacementProblem Spread() {
+  PlacementProblem problem{.num_experts = 4, .workers = 3, .slots = 6, .bytes_per_expert = 1'000'000};
+  problem.loads.push_back({.layer = 0, .mean = {9'000, 3'000, 1'000, 1'000}, .samples = {}});
+  problem.current = Placement{.num_experts = 4, .workers = 3, .layers = {{0, {{0, 1}, {2, 3}, {3}}}}};
+  return problem;
+}
+
+TEST(Verdict, ALostWorkerIsNoPlace) {
+  const PlacementProblem all = Spread();
+  EXPECT_TRUE(Ask(all).rebalance());
+  const PlacementProblem left = OfWorkers(all, {1, 1, 0});
+  EXPECT_EQ(left.workers, 2);
+  EXPECT_EQ(left.slots, 4);
+  EXPECT_TRUE(CheckProblem(left).ok());
+  const std::vector<Candidate> candidates = MakeCandidates(left, kAll);
+  ASSERT_EQ(candidates.size(), 4u);
+  for (const Candidate& candidate : candidates) EXPECT_EQ(candidate.placement.layers[0].slots.size(), 2u);
+  const Verdict verdict =
+      Judge({.problem = left, .window_steps = 100, .cost = kCost, .lost = {"rank 3"}}, candidates, {});
+  EXPECT_FALSE(verdict.rebalance());
+  EXPECT_EQ(Name(verdict.reason), "workers_lost");
+  EXPECT_DOUBLE_EQ(verdict.balancedness, 7'000.0 / 12'000) << "over the two that are there";
+  EXPECT_EQ(verdict.candidates.size(), 4u);
+  EXPECT_THAT(verdict.sentence,
+              StartsWith("No: rank 3 is lost and has no slots until it is back, and experts move only "
+                         "while every worker is there; of the others alone: Yes: "));
+}
+
+TEST(Verdict, WithTheLastCopyOfAnExpertLostThereIsNothingToWeigh) {
+  const PlacementProblem left = OfWorkers(Spread(), {0, 1, 0});
+  EXPECT_FALSE(left.current);
+  const Verdict verdict = Judge({.problem = left, .window_steps = 100, .cost = kCost, .lost = {"rank 1", "rank 3"}},
+                                MakeCandidates(left, kAll), {});
+  EXPECT_EQ(verdict.reason, VerdictReason::kWorkersLost);
+  EXPECT_TRUE(verdict.candidates.empty());
+  EXPECT_THAT(verdict.sentence, StartsWith("No: rank 1 and rank 3 are lost"));
+  EXPECT_THAT(verdict.sentence, HasSubstr("some experts have no copy left."));
+  EXPECT_THAT(Judge({.problem = OfWorkers(Spread(), {1, 1, 0}), .cost = {}, .lost = {"rank 3"}}, {}, {}).sentence,
+              HasSubstr("no algorithm has a placement for these slots."));
+  EXPECT_FALSE(OfWorkers(Spread(), {0, 0, 0}).current);
 }
 
 TEST(Verdict, AnAlgorithmThatCannotPlaceTheSlotsIsNoCandidate) {

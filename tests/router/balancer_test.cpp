@@ -92,10 +92,10 @@ TEST(Balancer, MovesOnceForALoadThatStays) {
     const std::lock_guard lock(mutex);
     return in_force;
   };
-  options.move = [&](const Placement& placement) {
+  options.move = [&](const BalanceAdvice& advice) {
     const std::lock_guard lock(mutex);
-    in_force = placement;
-    moves.push_back(placement.generation);
+    in_force = advice.placement;
+    moves.push_back(advice.placement.generation);
     return Status::Ok();
   };
   options.on_advice = [&](const BalanceAdvice& advice) {
@@ -112,7 +112,7 @@ TEST(Balancer, MovesOnceForALoadThatStays) {
 TEST(Balancer, TellsOfAMoveThatFails) {
   EngineHarness harness(Skewed());
   Balancer::Options options = OptionsOf(harness, RebalanceMode::kAuto);
-  options.move = [](const Placement&) { return Unavailable("rank 2 is out of memory"); };
+  options.move = [](const BalanceAdvice&) { return Unavailable("rank 2 is out of memory"); };
   std::promise<Status> failed;
   std::once_flag once;
   options.on_moved = [&](const BalanceAdvice&, const Status& status) {

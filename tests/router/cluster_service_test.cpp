@@ -228,6 +228,34 @@ TEST(ClusterCalls, SetPlacementMovesExpertsAndTheStateFollows) {
               before.sequences[static_cast<std::size_t>(i)].tokens);
 }
 
+TEST(ClusterCalls, GetClusterShowsWhatCameOfAMove) {
+  ServiceHarness harness({.engine = {.workers = 2, .routing = "zipf:1.2", .cost_steps = 50}});
+  const auto generate = [&] {
+    return Generate(harness.inference(), GenerateBatch({{1}, {2}, {3}, {4}, {5}, {6}, {7}, {8}}, 60)).status.ok();
+  };
+  ASSERT_TRUE(generate());
+  grpc::ClientContext context;
+  v1::RebalanceResponse offered;
+  ASSERT_TRUE(harness.cluster().Rebalance(&context, {}, &offered).ok());
+  EXPECT_FALSE(offered.verdict().slowdown_measured());
+  EXPECT_EQ(offered.verdict().migration_slowdown(), 0.05);
+  ASSERT_TRUE(SetPlacement(harness, offered.placement()).ok());
+  ASSERT_TRUE(harness.Eventually([&] { return harness.engine().router().migration().finished == 1; }));
+  EXPECT_FALSE(GetCluster(harness).has_last_move()) << "there are no steps yet";
+  ASSERT_TRUE(generate());
+  const v1::MoveOutcome move = GetCluster(harness).last_move();
+  EXPECT_EQ(move.placement_generation(), 2u);
+  EXPECT_GE(move.steps(), 32);
+  EXPECT_DOUBLE_EQ(move.rows(), 8);
+  EXPECT_DOUBLE_EQ(move.rows_before(), 8);
+  EXPECT_TRUE(move.fair());
+  EXPECT_GT(move.step_seconds(), 0);
+  double gain = 0;
+  for (const v1::PlacementCandidate& candidate : offered.verdict().candidates())
+    if (candidate.algorithm() == offered.verdict().best()) gain = candidate.gain();
+  EXPECT_NEAR(move.expected_step_seconds(), move.step_seconds_before() * (1 - gain), 1e-12);
+}
+
 TEST(ClusterCalls, SetPlacementRefusesByNameWhatCannotBe) {
   ServiceHarness harness({.engine = {.workers = 3}});
   const v1::Placement now = GetPlacement(harness);

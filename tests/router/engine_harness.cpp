@@ -213,6 +213,7 @@ void EngineHarness::MakeRouter() {
                                              .prefill_chunk = options_.prefill_chunk},
                                   .max_queued = options_.max_queued,
                                   .drain_timeout = options_.drain_timeout,
+                                  .cost_steps = options_.cost_steps,
                                   .migration = options_.migration},
                   *engine_, cache(), *metrics_);
 }

@@ -68,6 +68,7 @@ struct HarnessOptions {
   std::size_t max_queued = 1024;
   std::chrono::milliseconds drain_timeout{600'000};
   Migrator::Options migration = {.interval = std::chrono::milliseconds(0)};
+  std::size_t cost_steps = 1024;
 };
 
 /// Counts what an output's listener is told; any thread may wait on it.

@@ -351,6 +351,32 @@ TEST(MigratingRouter, HoldsUpNoSequenceForASingleStep) {
   for (const auto& listener : listeners) EXPECT_EQ(listener->longest, 1u);
 }
 
+TEST(MigratingRouter, MeasuresWhatCameOfAMove) {
+  HarnessOptions options = Options();
+  options.cost_steps = 50;
+  EngineHarness harness(options);
+  harness.Start();
+  const auto steps = [&](std::uint32_t count) { harness.Submit(Greedy({1, 2}, count)).watcher->WaitFinished(); };
+  steps(60);
+  std::mt19937_64 random(5);
+  ASSERT_TRUE(harness.router().BeginMigration(RandomPlacement(harness.placement(), random), 0.125).ok());
+  while (harness.router().migration().finished == 0) std::this_thread::sleep_for(1ms);
+  steps(60);
+  ASSERT_TRUE(harness.router().BeginMigration(RandomPlacement(harness.placement(), random)).ok());
+  while (harness.router().migration().finished == 1) std::this_thread::sleep_for(1ms);
+  steps(5);
+  ASSERT_TRUE(harness.Stop().ok());
+  ASSERT_TRUE(harness.router().moves().outcome());
+  const MoveOutcome& outcome = *harness.router().moves().outcome();
+  EXPECT_EQ(outcome.generation, 2u) << "of the third there are too few steps";
+  EXPECT_GE(outcome.steps.steps, MoveMeter::kLeastSteps);
+  EXPECT_EQ(outcome.steps.rows, 1) << "the decodes";
+  EXPECT_DOUBLE_EQ(*outcome.expected_seconds(), outcome.steps.seconds_before * 0.875);
+  EXPECT_EQ(harness.Metric("moe_moved_step_seconds"), outcome.steps.seconds);
+  EXPECT_EQ(harness.Metric("moe_moved_step_before_seconds"), outcome.steps.seconds_before);
+  EXPECT_EQ(harness.Metric("moe_moved_step_expected_seconds"), *outcome.expected_seconds());
+}
+
 TEST(MigratingRouter, ASilentWorkerEndsTheRouterAsInAStep) {
   HarnessOptions options = Options();
   options.exchange_timeout = 200ms;
