@@ -12,7 +12,7 @@
 namespace moe {
 namespace {
 
-// Gains over the horizon that differ by less are as good as one another.
+// Gains over the horizon that differ by less are as good as one another, unless less is enough to move for.
 constexpr double kAsGood = 0.01;
 
 constexpr std::array<std::pair<VerdictReason, std::string_view>, 7> kReasonNames = {{
@@ -103,7 +103,7 @@ CandidateVerdict Judgement::Weigh(const Candidate& candidate) const {
 
 VerdictReason Judgement::Decide(const CandidateVerdict* best) const {
   if (RowsPerExpert(input_.problem) < options_.least_rows) return VerdictReason::kFewRows;
-  if (best == nullptr || best->gain < options_.least_gain) return VerdictReason::kLittleGain;
+  if (best == nullptr || best->gain < options_.least_gain || best->experts_moved == 0) return VerdictReason::kLittleGain;
   if (best->break_even_seconds && *best->break_even_seconds > options_.horizon_seconds)
     return VerdictReason::kTooExpensive;
   return VerdictReason::kPays;
@@ -186,7 +186,7 @@ Verdict JudgePresent(const VerdictInput& input, std::span<const Candidate> candi
   bool found = false;
   for (std::size_t i = 0; i < verdict.candidates.size(); ++i) {
     const CandidateVerdict& candidate = verdict.candidates[i];
-    if (judgement.Worth(candidate) < most - kAsGood * options.horizon_seconds) continue;
+    if (judgement.Worth(candidate) < most - std::min(kAsGood, options.least_gain) * options.horizon_seconds) continue;
     if (found && candidate.experts_moved > fewest) continue;
     found = true;
     fewest = candidate.experts_moved;

@@ -87,8 +87,8 @@ struct Verdict {
   const CandidateVerdict* best_candidate() const { return candidates.empty() ? nullptr : &candidates[best]; }
 };
 
-/// The same for the same arguments. The best candidate is, of those that win within a hundredth of the most that any
-/// does over the horizon, the one that moves the fewest experts, the last of several.
+/// The same for the same arguments. The best candidate is, of those whose win over the horizon is within a hundredth of
+/// it (or least_gain, if that is less) of the most, the one that moves the fewest experts, the last of several.
 Verdict Judge(const VerdictInput& input, std::span<const Candidate> candidates, const VerdictOptions& options);
 
 }  // namespace moe

@@ -77,7 +77,8 @@ class RebalanceTest(serving.ServingTest):
         prompts = windows(8)
         with serving.running(serving.MOE, 0, *SKEWED) as server:
             plain = [result.token_ids for result in server.generate(prompts, 40)]
-        with serving.running(serving.MOE, 3, *SKEWED, "--rebalance", "auto", "--rebalance-interval", "0.2",
+        # Two looks are needed: time enough to see how it is before.
+        with serving.running(serving.MOE, 3, *SKEWED, "--rebalance", "auto", "--rebalance-interval", "2",
                              "--rebalance-cooldown", "0", "--rebalance-gain", "0") as server:
             before = self.balancedness(server)
             def moved():
@@ -97,7 +98,7 @@ class RebalanceTest(serving.ServingTest):
         with serving.running(serving.MOE, 0, *SKEWED) as server:
             plain = [result.token_ids for result in server.generate(prompts, 40)]
         with fleet.running(serving.MOE, 2) as workers, \
-                workers.router(*SKEWED, "--rebalance", "auto", "--rebalance-interval", "0.2", "--rebalance-cooldown", "0",
+                workers.router(*SKEWED, "--rebalance", "auto", "--rebalance-interval", "2", "--rebalance-cooldown", "0",
                                "--rebalance-gain", "0", "--load-window-steps", "64") as server:
             def measured():
                 self.assertEqual([result.token_ids for result in server.generate(prompts, 40)], plain)

@@ -97,6 +97,17 @@ TEST(Verdict, WhatIsEarnedBackTooLateStays) {
   EXPECT_THAT(verdict.sentence, HasSubstr("later than the 300 s that a load is trusted to last."));
 }
 
+TEST(Verdict, AGainThatIsAskedForIsNotTakenForNone) {
+  StepCost hidden = kCost;
+  hidden.exposed_seconds = 0.0001;
+  const PlacementProblem problem = Problem(kSkewed);
+  EXPECT_EQ(Ask(problem, {}, hidden).best_candidate()->experts_moved, 0u) << "0.3 % is as good as staying";
+  const Verdict any = Ask(problem, {.least_gain = 0}, hidden);
+  EXPECT_TRUE(any.rebalance());
+  EXPECT_GT(any.best_candidate()->experts_moved, 0u);
+  EXPECT_FALSE(Ask(Problem(kEven), {.least_gain = 0}).rebalance()) << "there is nothing to move";
+}
+
 TEST(Verdict, ReckonsWithTheSlowdownThatAMigrationShowed) {
   const PlacementProblem problem = Problem(kSkewed);
   const VerdictOptions options{.migration_bytes_per_s = 1e6, .migration_slowdown = 0.05};
