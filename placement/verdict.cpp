@@ -103,7 +103,8 @@ CandidateVerdict Judgement::Weigh(const Candidate& candidate) const {
 
 VerdictReason Judgement::Decide(const CandidateVerdict* best) const {
   if (RowsPerExpert(input_.problem) < options_.least_rows) return VerdictReason::kFewRows;
-  if (best == nullptr || best->gain < options_.least_gain || best->experts_moved == 0) return VerdictReason::kLittleGain;
+  if (best == nullptr || best->gain < options_.least_gain || best->experts_moved == 0)
+    return VerdictReason::kLittleGain;
   if (best->break_even_seconds && *best->break_even_seconds > options_.horizon_seconds)
     return VerdictReason::kTooExpensive;
   return VerdictReason::kPays;

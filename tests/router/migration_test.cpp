@@ -372,9 +372,9 @@ TEST(MigratingRouter, MeasuresWhatCameOfAMove) {
   EXPECT_GE(outcome.steps.steps, MoveMeter::kLeastSteps);
   EXPECT_EQ(outcome.steps.rows, 1) << "the decodes";
   EXPECT_DOUBLE_EQ(*outcome.expected_seconds(), outcome.steps.seconds_before * 0.875);
-  EXPECT_EQ(harness.Metric("moe_moved_step_seconds"), outcome.steps.seconds);
-  EXPECT_EQ(harness.Metric("moe_moved_step_before_seconds"), outcome.steps.seconds_before);
-  EXPECT_EQ(harness.Metric("moe_moved_step_expected_seconds"), *outcome.expected_seconds());
+  EXPECT_NEAR(harness.Metric("moe_moved_step_seconds"), outcome.steps.seconds, 1e-12);
+  EXPECT_NEAR(harness.Metric("moe_moved_step_before_seconds"), outcome.steps.seconds_before, 1e-12);
+  EXPECT_NEAR(harness.Metric("moe_moved_step_expected_seconds"), *outcome.expected_seconds(), 1e-12);
 }
 
 TEST(MigratingRouter, ASilentWorkerEndsTheRouterAsInAStep) {
