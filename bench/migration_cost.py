@@ -180,6 +180,7 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=1.0, help="seconds from one move to the next")
     parser.add_argument("--layers", type=int, default=0, help="that an expert moves in at a time; 0: all")
     parser.add_argument("--warmup", type=float, default=3.0, help="seconds before the first turn")
+    parser.add_argument("--metrics-port", type=int, default=0, help="of the server, to be watched meanwhile; 0: any")
     parser.add_argument("--json", action="store_true")
     arguments, flags = parser.parse_known_args()
     with tempfile.TemporaryDirectory(prefix="moe-migration-") as name:
@@ -187,7 +188,7 @@ def main() -> int:
         ready = folder / "ready.json"
         root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
         command = ["mpirun", "--oversubscribe", "--bind-to", "none", *root, "-n", str(arguments.ranks),
-                   arguments.program, "--model", arguments.model, "--listen", "127.0.0.1:0", "--metrics-port", "0",
+                   arguments.program, "--model", arguments.model, "--listen", "127.0.0.1:0", "--metrics-port", str(arguments.metrics_port),
                    "--max-sequences", str(max(64, arguments.batch)), "--ready-file", str(ready), *flags]
         with open(folder / "log", "wb") as log:
             job = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
