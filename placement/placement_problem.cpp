@@ -129,6 +129,8 @@ Status CheckProblem(const PlacementProblem& problem) {
                            " pairs, at most ", kMostPairs);
   if (problem.slots < problem.num_experts)
     return InvalidArgument("slots ", problem.slots, " are fewer than the ", problem.num_experts, " experts");
+  if (problem.num_experts == 0 && problem.slots > 0)
+    return InvalidArgument("slots ", problem.slots, ": the model has no experts to fill them with");
   if (problem.slots > pairs)
     return InvalidArgument("slots ", problem.slots, ": ", problem.workers, " worker(s) that host each of ",
                            problem.num_experts, " experts at most once have ", pairs);

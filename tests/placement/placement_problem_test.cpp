@@ -42,6 +42,8 @@ TEST_F(Problem, OfADenseModelIsEmpty) {
   const Result<Placement> placement = MakePlacement(PlacementAlgorithm::kAuto, {.workers = 3});
   ASSERT_TRUE(placement.ok()) << placement.status().message();
   EXPECT_TRUE(placement->layers.empty());
+  problem_ = {.workers = 3, .slots = 2};
+  EXPECT_EQ(Refusal(), "slots 2: the model has no experts to fill them with");
 }
 
 TEST_F(Problem, WithLoadsThatAreNoneIsRefused) {
