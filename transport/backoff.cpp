@@ -15,17 +15,13 @@ Backoff::Backoff(const BackoffOptions& options, Doorbell* bell)
 // Leaves seen_ alone: a ring since the poll that made this progress announces something that poll has not seen.
 void Backoff::Progress() {
   last_progress_ = Clock::now();
-  yields_left_ = options_.yields;
   next_sleep_ = options_.first_sleep;
 }
 
 void Backoff::Pause(Deadline deadline) {
   const TimePoint now = Clock::now();
   if (now - last_progress_ < options_.spin) {
-    SpinHint();
-  } else if (yields_left_ > 0) {
-    --yields_left_;
-    std::this_thread::yield();
+    options_.spin_yields ? std::this_thread::yield() : SpinHint();
   } else {
     Sleep(now, deadline);
   }

@@ -1,6 +1,6 @@
 // How to wait for something that can only be polled (MPI) without burning a core or paying much latency.
 //
-// First spin, then yield, then sleep for a time that doubles. While the last arrival is recent the sleep stays short;
+// First spin, then sleep for a time that doubles. While the last arrival is recent the sleep stays short;
 // when nothing has come for a while it grows, so that idle ranks cost next to nothing. Where the peer shares memory
 // with us it rings a doorbell, and the sleep ends with the ring.
 #pragma once
@@ -15,7 +15,7 @@ namespace moe {
 
 struct BackoffOptions {
   std::chrono::nanoseconds spin{0};  // short where ranks outnumber processors: a spinner takes time from who computes
-  int yields = 0;
+  bool spin_yields = false;          // gives way at each turn of the spin, which only looks at memory
   std::chrono::nanoseconds first_sleep = std::chrono::microseconds(20);
   std::chrono::nanoseconds active_sleep = std::chrono::microseconds(50);
   std::chrono::nanoseconds idle_sleep = std::chrono::milliseconds(2);
@@ -41,7 +41,6 @@ class Backoff {
   Doorbell* const bell_;
   std::uint32_t seen_ = 0;  // the bell's count before the poll that comes next
   TimePoint last_progress_;
-  int yields_left_ = 0;
   std::chrono::nanoseconds next_sleep_{};
 };
 

@@ -67,7 +67,7 @@ class NcclThreads {
                                  .rank = rank,
                                  .num_ranks = options_.num_workers + 1,
                                  .connect_timeout = options_.connect_timeout,
-                                 .waiting = {.yields = 20},
+                                 .waiting = {.spin = std::chrono::microseconds(20), .spin_yields = true},
                                  .tap = options_.tap};
     options.share = [this, rank](const std::string& bytes) -> Result<std::string> {
       if (rank == 0) shared_.set_value(bytes);
