@@ -34,8 +34,8 @@ struct TransportFlags {
 };
 
 constexpr const char* kTransportExamples = R"(Examples:
-  # 64 B to 16 MiB by MPI and by gRPC between the same processes, each beside its bare loop
-  mpirun --oversubscribe --bind-to none -n 4 moe_bench transport --transports mpi,grpc --workers 1,3
+  # 64 B to 16 MiB by MPI, gRPC with shared memory and gRPC's streams, between the same processes and beside bare loops
+  mpirun --oversubscribe --bind-to none -n 4 moe_bench transport --transports mpi,grpc,grpc_streams --workers 1,3
   # rows of 2048 bf16 to seven ranks and back, beside a bare MPI loop of the same bytes
   mpirun --oversubscribe --bind-to none -n 8 moe_bench transport --rows 64 --hidden 2048 --exchange-type bf16
   # what one process can have, with one and with four worker threads; then a picture of it
@@ -48,8 +48,8 @@ void AddTransportFlags(CLI::App& command, TransportFlags& flags) {
   command
       .add_option(
           "--transports", flags.transports,
-          "list of inprocess, mpi, grpc, nccl, which take turns; auto: what a job takes by itself; all: every one "
-          "that can run here")
+          "list of inprocess, mpi, grpc, grpc_streams (grpc without shared memory), nccl, which take turns; auto: what "
+          "a job takes by itself; all: every one that can run here")
       ->delimiter(',')
       ->capture_default_str();
   CLI::Option* bytes =
@@ -148,6 +148,13 @@ int Report(const CLI::App& command, const TransportFlags& flags, const Plan& pla
                       .table = ExchangeTable(results, context)});
 }
 
+TransportChoice ChoiceNamed(std::string_view name) {
+  if (name == "inprocess") return TransportChoice::kInProcess;
+  if (name == "nccl") return TransportChoice::kNccl;
+  if (name == "grpc") return TransportChoice::kGrpc;
+  return name == "grpc_streams" ? TransportChoice::kGrpcStreams : TransportChoice::kMpi;
+}
+
 Result<int> RunInProcess(const CLI::App& command, const TransportFlags& flags) {
   const std::vector<int>& counts = flags.bench.workers;
   const int workers = counts.empty() ? 1 : std::ranges::max(counts);
@@ -156,8 +163,10 @@ Result<int> RunInProcess(const CLI::App& command, const TransportFlags& flags) {
   TellSkipped(plan);
   std::vector<std::unique_ptr<LocalEnds>> ends;
   for (const std::string& name : plan.transports.names) {
-    MOE_ASSIGN_OR_RETURN(ends.emplace_back(),
-                         name == "grpc" ? MakeGrpcEnds(flags.bench, workers) : MakeInProcessEnds(flags.bench, workers));
+    const TransportChoice choice = ChoiceNamed(name);
+    MOE_ASSIGN_OR_RETURN(ends.emplace_back(), IsGrpc(choice)
+                                                  ? MakeGrpcEnds(flags.bench, workers, choice == TransportChoice::kGrpc)
+                                                  : MakeInProcessEnds(flags.bench, workers));
   }
   MOE_ASSIGN_OR_RETURN(const std::vector<ExchangeResult> results,
                        RunExchangeBenchInProcess(flags.bench, workers, ends, Announce));
@@ -169,11 +178,6 @@ struct RouterEnds {
   std::vector<std::unique_ptr<JobRouterEnd>> ends;
   std::vector<RouterSide> sides;
 };
-
-TransportChoice ChoiceNamed(std::string_view name) {
-  if (name == "nccl") return TransportChoice::kNccl;
-  return name == "grpc" ? TransportChoice::kGrpc : TransportChoice::kMpi;
-}
 
 Status OpenRouterEnd(MpiWorld& world, const std::string& name, const ExchangeBenchOptions& bench, RankDevice* device,
                      RouterEnds& into) {

@@ -54,10 +54,12 @@ void AddExpertFlags(FlagAdder& add, RankOptions& o) {
        {"inprocess", TransportChoice::kInProcess},
        {"mpi", TransportChoice::kMpi},
        {"grpc", TransportChoice::kGrpc},
+       {"grpc_streams", TransportChoice::kGrpcStreams},
        {"nccl", TransportChoice::kNccl}},
       "auto",
       "auto: mpi under mpirun with two or more ranks, grpc as router or worker, else inprocess; grpc: also between the "
-      "ranks that mpirun started; nccl: between their devices, one for each rank, the router too");
+      "ranks that mpirun started; grpc_streams: the same without memory that they share on one machine; nccl: between "
+      "their devices, one for each rank, the router too");
   add.AddChoice<BackendChoice>(
       "--backend", o.backend,
       {{"auto", BackendChoice::kAuto}, {"cpu", BackendChoice::kCpu}, {"cuda", BackendChoice::kCuda}}, "auto",

@@ -35,6 +35,12 @@ HostedShard Hosted(const FleetWorker& worker) {
   return hosted;
 }
 
+bool SharesMemory(const ServeSetup& setup) { return setup.options.transport != TransportChoice::kGrpcStreams; }
+
+void LogConnected(bool shared_memory) {
+  spdlog::info("rows {}", shared_memory ? "lie in memory shared with the workers" : "travel in streams");
+}
+
 // At start that is no trouble yet: the worker may come later, or load for minutes.
 void LogObstacle(const Status& why) { spdlog::info("waiting: {}", why.message()); }
 
@@ -66,12 +72,16 @@ Result<ServeSetup> PrepareFleet(const ServeOptions& options) {
 Status ServeAsRouter(const ServeSetup& setup) {
   MOE_ASSIGN_OR_RETURN(const std::unique_ptr<RankMetrics> metrics, RankMetrics::Start(setup));
   ThreadPool pool(PoolOptions(setup));
-  const FleetLinksOptions links{
-      .workers = setup.options.workers, .limits = setup.transport_limits, .tls = DataPlaneTls(setup.options.tls)};
+  const FleetLinksOptions links{.workers = setup.options.workers,
+                                .limits = setup.transport_limits,
+                                .tls = DataPlaneTls(setup.options.tls),
+                                .shared_memory = SharesMemory(setup),
+                                .on_connected = LogConnected};
   FleetLinksOptions search = links;
   search.limits.max_request_bytes = AssignmentBytes(setup);
   search.limits.max_reply_bytes = kMaxControlBytes;
   search.limits.max_exchanges = 1;
+  search.on_connected = nullptr;
   RemoteFleet fleet({.exchange_timeout = setup.exchange.timeout,
                      .load_timeout = setup.load_timeout,
                      .host = HostName(),
@@ -86,7 +96,7 @@ Status ServeAsWorker(const ServeSetup& setup) {
   MOE_ASSIGN_OR_RETURN(const std::unique_ptr<RankMetrics> metrics, RankMetrics::Start(setup));
   const auto describe = [&](const WorkerDescription& shard) {
     metrics->Describe(setup, {.role = "worker",
-                              .transport = "grpc",
+                              .transport = SharesMemory(setup) ? "grpc" : "grpc_streams",
                               .expert_parameters = shard.parameters,
                               .expert_bytes = shard.weight_bytes});
   };
@@ -105,6 +115,7 @@ Status ServeAsWorker(const ServeSetup& setup) {
   MOE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcWorkerServer> server,
                        GrpcWorkerServer::Start({.listen = setup.options.listen,
                                                 .limits = setup.transport_limits,
+                                                .shared_memory = SharesMemory(setup),
                                                 .tls = DataPlaneTls(setup.options.tls),
                                                 .services = services}));
   worker.SetControlAddress(server->address());

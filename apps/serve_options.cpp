@@ -145,7 +145,7 @@ constexpr std::array kOfRoutersAlone = {"--attention-weight-type",
 /// Why the flags do not fit the role; empty when they do.
 std::string Misfit(const CLI::App& app, const ServeOptions& o) {
   if (o.role == ServeRole::kJob) return "";
-  if (o.transport != TransportChoice::kAuto && o.transport != TransportChoice::kGrpc)
+  if (o.transport != TransportChoice::kAuto && !IsGrpc(o.transport))
     return "--transport: a router or a worker of a fleet speaks grpc";
   if (o.role == ServeRole::kRouter) {
     if (app.get_option("--backend")->count() == 0) return "";

@@ -74,13 +74,15 @@ Status MeetRouter(WorkerEndpoint& endpoint) {
   return endpoint.Reply(*request, 0);
 }
 
-Result<std::unique_ptr<JobRouterEnd>> MakeGrpcRouterEnd(MpiWorld& world, const TransportLimits& limits) {
+Result<std::unique_ptr<JobRouterEnd>> MakeGrpcRouterEnd(MpiWorld& world, const TransportLimits& limits,
+                                                        bool shared_memory) {
   MOE_ASSIGN_OR_RETURN(std::vector<std::string> addresses, GatherAddresses(world, Result<std::string>("")));
   MOE_ASSIGN_OR_RETURN(
       std::unique_ptr<GrpcChannels> channels,
       GrpcChannels::Make({.workers = std::move(addresses), .limits = limits, .keepalive_interval = kNoPings}));
-  MOE_ASSIGN_OR_RETURN(std::unique_ptr<Transport> transport,
-                       MakeGrpcTransport(*channels, {.connect_timeout = kMeetingTimeout}));
+  MOE_ASSIGN_OR_RETURN(
+      std::unique_ptr<Transport> transport,
+      MakeGrpcTransport(*channels, {.connect_timeout = kMeetingTimeout, .shared_memory = shared_memory}));
   MOE_RETURN_IF_ERROR(MeetWorkers(*transport));
   return std::unique_ptr<JobRouterEnd>(std::make_unique<GrpcRouterEnd>(std::move(channels), std::move(transport)));
 }
@@ -111,13 +113,17 @@ bool OneMachine(const MpiWorld& world) { return world.node_local_size() == world
 }  // namespace
 
 std::string_view JobTransportName(TransportChoice choice) {
-  if (choice == TransportChoice::kNccl) return "nccl";
-  return choice == TransportChoice::kGrpc ? "grpc" : "mpi";
+  switch (choice) {
+    case TransportChoice::kNccl: return "nccl";
+    case TransportChoice::kGrpc: return "grpc";
+    case TransportChoice::kGrpcStreams: return "grpc_streams";
+    default: return "mpi";
+  }
 }
 
 Result<std::unique_ptr<JobRouterEnd>> MakeJobRouterEnd(MpiWorld& world, TransportChoice choice,
                                                        const TransportLimits& limits, RankDevice* device) {
-  if (choice == TransportChoice::kGrpc) return MakeGrpcRouterEnd(world, limits);
+  if (IsGrpc(choice)) return MakeGrpcRouterEnd(world, limits, choice == TransportChoice::kGrpc);
   if (choice == TransportChoice::kNccl) {
     MOE_CHECK(device != nullptr && device->nccl != nullptr, "NCCL without the device that BindDevice gave");
     MOE_ASSIGN_OR_RETURN(std::unique_ptr<Transport> nccl,
@@ -130,7 +136,7 @@ Result<std::unique_ptr<JobRouterEnd>> MakeJobRouterEnd(MpiWorld& world, Transpor
 
 Result<std::unique_ptr<JobWorkerEnd>> MakeJobWorkerEnd(MpiWorld& world, TransportChoice choice,
                                                        const TransportLimits& limits, RankDevice* device) {
-  if (choice == TransportChoice::kGrpc) return MakeGrpcWorkerEnd(world, limits);
+  if (IsGrpc(choice)) return MakeGrpcWorkerEnd(world, limits);
   if (choice == TransportChoice::kNccl) {
     MOE_CHECK(device != nullptr && device->nccl != nullptr, "NCCL without the device that BindDevice gave");
     MOE_ASSIGN_OR_RETURN(std::unique_ptr<WorkerEndpoint> nccl,
@@ -142,8 +148,7 @@ Result<std::unique_ptr<JobWorkerEnd>> MakeJobWorkerEnd(MpiWorld& world, Transpor
 }
 
 bool MustLeaveJob(TransportChoice choice, const Status& failure) {
-  return choice == TransportChoice::kGrpc || choice == TransportChoice::kNccl ||
-         failure.code() == StatusCode::kDeadlineExceeded;
+  return IsGrpc(choice) || choice == TransportChoice::kNccl || failure.code() == StatusCode::kDeadlineExceeded;
 }
 
 std::string JobListenAddress(const MpiWorld& world) { return OneMachine(world) ? FreeLocalAddress() : "0.0.0.0:0"; }

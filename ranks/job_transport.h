@@ -28,7 +28,7 @@ class JobWorkerEnd {
   virtual WorkerEndpoint& endpoint() = 0;
 };
 
-/// "mpi", "grpc" or "nccl": what a job takes that was told `choice`.
+/// "mpi", "grpc", "grpc_streams" or "nccl": what a job takes that was told `choice`.
 std::string_view JobTransportName(TransportChoice choice);
 
 /// Of `choice`, or what a job takes by itself; `world` outlives it. Collective: rank 0 makes the router's end while

@@ -188,9 +188,10 @@ Status ForceRouting(const RankOptions& options, RankSetup& setup) {
 Status CheckTransport(TransportChoice choice, bool several_ranks) {
   if (choice == TransportChoice::kMpi && !several_ranks)
     return InvalidArgument("--transport mpi needs mpirun with at least two ranks, a router and a worker; there is one");
-  if (choice == TransportChoice::kGrpc && !several_ranks)
+  if (IsGrpc(choice) && !several_ranks)
     return InvalidArgument(
-        "--transport grpc needs a router and workers: moe_serve router and moe_serve worker, or mpirun with at least "
+        "--transport ", choice == TransportChoice::kGrpc ? "grpc" : "grpc_streams",
+        " needs a router and workers: moe_serve router and moe_serve worker, or mpirun with at least "
         "two ranks; there is one");
   if (choice == TransportChoice::kNccl && !several_ranks)
     return InvalidArgument(

@@ -35,7 +35,12 @@ enum class LoadFormat : std::uint8_t {
   kDummy,  // made up from config.json
 };
 
-enum class TransportChoice : std::uint8_t { kAuto, kInProcess, kMpi, kGrpc, kNccl };
+enum class TransportChoice : std::uint8_t { kAuto, kInProcess, kMpi, kGrpc, kGrpcStreams, kNccl };
+
+/// Shared memory where it can be had, or not.
+inline bool IsGrpc(TransportChoice choice) {
+  return choice == TransportChoice::kGrpc || choice == TransportChoice::kGrpcStreams;
+}
 
 /// Where experts are computed.
 enum class BackendChoice : std::uint8_t {

@@ -60,7 +60,7 @@ class Transport {
  public:
   virtual ~Transport() = default;
 
-  /// "inprocess", "mpi", "nccl", "grpc".
+  /// "inprocess", "mpi", "nccl", "grpc", "grpc_streams" (told not to share memory).
   virtual std::string_view name() const = 0;
   virtual MemorySpace memory_space() const = 0;
   virtual int num_workers() const = 0;

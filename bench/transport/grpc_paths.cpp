@@ -14,8 +14,8 @@ namespace {
 
 class GrpcLocalEnds final : public LocalEnds {
  public:
-  explicit GrpcLocalEnds(const ExchangeBenchOptions& options)
-      : limits_(LimitsOf(options)), largest_(LargestBytes(options)) {}
+  GrpcLocalEnds(const ExchangeBenchOptions& options, bool shared_memory)
+      : limits_(LimitsOf(options)), largest_(LargestBytes(options)), shared_memory_(shared_memory) {}
 
   Status AddWorker() {
     Worker worker;
@@ -36,7 +36,7 @@ class GrpcLocalEnds final : public LocalEnds {
 
   Result<RouterSide> OpenRouter() override {
     MOE_ASSIGN_OR_RETURN(channels_, GrpcChannels::Make({.workers = addresses_, .limits = limits_}));
-    MOE_ASSIGN_OR_RETURN(transport_, MakeGrpcTransport(*channels_, {}));
+    MOE_ASSIGN_OR_RETURN(transport_, MakeGrpcTransport(*channels_, {.shared_memory = shared_memory_}));
     RouterSide side{.transport = transport_.get()};
     MOE_ASSIGN_OR_RETURN(side.baselines.emplace_back(), ConnectRawGrpcRouter(raw_addresses_, largest_));
     return side;
@@ -65,6 +65,7 @@ class GrpcLocalEnds final : public LocalEnds {
 
   const TransportLimits limits_;
   const ExchangeBytes largest_;
+  const bool shared_memory_;
   std::vector<std::string> addresses_;
   std::vector<std::string> raw_addresses_;
   std::mutex mutex_;  // of the servers: a worker's thread ends its own, the router's stops all
@@ -75,8 +76,8 @@ class GrpcLocalEnds final : public LocalEnds {
 
 }  // namespace
 
-Result<std::unique_ptr<LocalEnds>> MakeGrpcEnds(const ExchangeBenchOptions& options, int workers) {
-  auto ends = std::make_unique<GrpcLocalEnds>(options);
+Result<std::unique_ptr<LocalEnds>> MakeGrpcEnds(const ExchangeBenchOptions& options, int workers, bool shared_memory) {
+  auto ends = std::make_unique<GrpcLocalEnds>(options, shared_memory);
   for (int w = 0; w < workers; ++w) MOE_RETURN_IF_ERROR(ends->AddWorker());
   return std::unique_ptr<LocalEnds>(std::move(ends));
 }

@@ -8,7 +8,7 @@
 
 namespace moe {
 
-/// Servers on local sockets, from here on.
-Result<std::unique_ptr<LocalEnds>> MakeGrpcEnds(const ExchangeBenchOptions& options, int workers);
+/// Servers on local sockets, from here on. Frames lie in memory that both ends share, or travel in the streams.
+Result<std::unique_ptr<LocalEnds>> MakeGrpcEnds(const ExchangeBenchOptions& options, int workers, bool shared_memory);
 
 }  // namespace moe

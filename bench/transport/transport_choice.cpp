@@ -7,7 +7,7 @@
 namespace moe {
 namespace {
 
-constexpr std::array<std::string_view, 4> kTransports = {"inprocess", "mpi", "grpc", "nccl"};
+constexpr std::array<std::string_view, 5> kTransports = {"inprocess", "mpi", "grpc", "grpc_streams", "nccl"};
 
 /// Why it cannot run here; empty when it can.
 std::string Refusal(std::string_view name, const TransportSurroundings& surroundings) {
@@ -23,8 +23,9 @@ Status CheckName(const std::string& name, const std::vector<std::string>& asked,
                  const TransportSurroundings& surroundings) {
   if (std::ranges::find(kTransports, name) == kTransports.end()) {
     const bool alone = name == "auto" || name == "all";
-    return InvalidArgument("--transports ", name,
-                           alone ? " stands alone" : " is unknown (auto, all, inprocess, mpi, grpc, nccl)");
+    return InvalidArgument(
+        "--transports ", name,
+        alone ? " stands alone" : " is unknown (auto, all, inprocess, mpi, grpc, grpc_streams, nccl)");
   }
   if (std::ranges::count(asked, name) > 1) return InvalidArgument("--transports has ", name, " twice");
   if (const std::string refusal = Refusal(name, surroundings); !refusal.empty())

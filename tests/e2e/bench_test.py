@@ -165,7 +165,7 @@ class TransportBenchTest(unittest.TestCase):
         run = bench("transport", "--transports", "all", "--bytes", 64, "--repetitions", 1, "--exchanges", 1, "--json",
                     ranks=2)
         self.assertEqual(run.returncode, 0, run.stderr)
-        self.assertEqual({result["transport"] for result in json.loads(run.stdout)["results"]}, {"mpi", "grpc"})
+        self.assertEqual({result["transport"] for result in json.loads(run.stdout)["results"]}, {"mpi", "grpc", "grpc_streams"})
         inprocess, nccl = own_lines(run)
         self.assertIn("leaves out inprocess: inprocess joins threads of one process; mpirun started 2 ranks", inprocess)
         self.assertIn("leaves out nccl", nccl)

@@ -82,12 +82,16 @@ class FleetTest(serving.ServingTest):
         questions = Questions()
         with serving.running(serving.MOE) as server:
             alone = ask_alone(server, questions)
-        with fleet.running(serving.MOE, 3) as workers, workers.router() as first, workers.router() as second:
+        with fleet.running(serving.MOE, 3) as workers, workers.router() as first, \
+                workers.router("--transport", "grpc_streams") as second:
             self.assertEqual(alone.differences(ask_alone(first, questions)), [])
             with concurrent.futures.ThreadPoolExecutor(2) as pool:
                 answers = [pool.submit(ask_alone, router, questions) for router in (first, second)]
                 for answer in answers:
                     self.assertEqual(alone.differences(answer.result()), [])
+            self.assertIn("rows lie in memory shared with the workers", first.log())
+            self.assertIn("rows travel in streams", second.log())
+            self.assertEqual(second.get_cluster().transport, "grpc_streams")
             state = first.get_cluster()
             self.assertEqual(state.transport, "grpc")
             self.assertEqual([rank.role for rank in state.ranks], ["router", "worker", "worker", "worker"])

@@ -151,6 +151,7 @@ class IdentityTest(serving.ServingTest):
                     (3, "--micro-batches", 2, "--threads", 2),
                     (4, "--micro-batches", 4, "--redundant-experts", 4, "--prefill-chunk", 7),
                     (2, "--transport", "grpc", "--threads", 1),
+                    (3, "--transport", "grpc_streams", "--threads", 1),
                     (4, "--transport", "grpc", "--placement", "round_robin", "--micro-batches", 3)):
                 with self.subTest(ranks=ranks, flags=flags):
                     self.assert_same(reference, self.answers(ask_together, ranks, *flags))

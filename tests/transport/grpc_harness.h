@@ -58,7 +58,8 @@ class GrpcHarness final : public TransportHarness {
   static std::string AtAnyPort(int /*worker*/) { return "127.0.0.1:0"; }
   static std::string AtLocalName(int /*worker*/) { return FreeLocalAddress(); }
 
-  explicit GrpcHarness(const HarnessOptions& options, const ListenAt& listen = &AtAnyPort) : injector_(options.faults) {
+  explicit GrpcHarness(const HarnessOptions& options, const ListenAt& listen = &AtAnyPort, bool shared_memory = true)
+      : injector_(options.faults) {
     std::vector<std::string> addresses;
     for (int w = 0; w < options.num_workers; ++w) {
       workers_.push_back(std::make_unique<GrpcWorkerThread>(GrpcWorkerServerOptions{
@@ -66,7 +67,8 @@ class GrpcHarness final : public TransportHarness {
       addresses.push_back(workers_.back()->address());
     }
     channels_ = Must(GrpcChannels::Make({.workers = addresses, .limits = options.limits}));
-    transport_ = Must(MakeGrpcTransport(*channels_, {.tap = &injector_}));
+    transport_ = Must(MakeGrpcTransport(*channels_, {.shared_memory = shared_memory, .tap = &injector_}));
+    MOE_CHECK(channels_->shares_memory() == shared_memory);
   }
   ~GrpcHarness() override {
     transport_.reset();
@@ -74,7 +76,7 @@ class GrpcHarness final : public TransportHarness {
   }
 
   Transport& transport() override { return *transport_; }
-  bool library_allocates() const override { return true; }
+  bool library_allocates() const override { return !channels_->shares_memory(); }
 
  private:
   FaultInjector injector_;

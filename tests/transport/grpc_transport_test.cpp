@@ -18,14 +18,15 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-auto OverSockets(GrpcHarness::ListenAt listen) {
-  return [listen = std::move(listen)](const HarnessOptions& options) {
-    return std::make_unique<GrpcHarness>(options, listen);
+auto OverSockets(GrpcHarness::ListenAt listen, bool shared_memory) {
+  return [listen = std::move(listen), shared_memory](const HarnessOptions& options) {
+    return std::make_unique<GrpcHarness>(options, listen, shared_memory);
   };
 }
 
-MOE_INSTANTIATE_TRANSPORT_CONTRACT(Grpc, TransportContractParam{"tcp", OverSockets(&GrpcHarness::AtAnyPort)},
-                                   TransportContractParam{"local", OverSockets(&GrpcHarness::AtLocalName)});
+MOE_INSTANTIATE_TRANSPORT_CONTRACT(Grpc, TransportContractParam{"tcp", OverSockets(&GrpcHarness::AtAnyPort, false)},
+                                   TransportContractParam{"local", OverSockets(&GrpcHarness::AtLocalName, false)},
+                                   TransportContractParam{"memory", OverSockets(&GrpcHarness::AtLocalName, true)});
 
 constexpr TransportLimits kLimits{.max_request_bytes = 256, .max_reply_bytes = 256, .max_exchanges = 2};
 
@@ -58,6 +59,35 @@ TEST(Grpc, TheTransportDescribesItself) {
   EXPECT_EQ(harness.transport().name(), "grpc");
   EXPECT_EQ(harness.transport().memory_space(), MemorySpace::kHost);
   EXPECT_EQ(harness.transport().rank(WorkerId(0)), Rank(1));
+}
+
+TEST(Grpc, OneThatIsToldNotToShareMemorySaysSo) {
+  GrpcWorkerThread worker(WorkerOptions());
+  const auto channels = ChannelsTo({worker.address()});
+  const auto transport = Must(MakeGrpcTransport(*channels, {.shared_memory = false}));
+  EXPECT_EQ(transport->name(), "grpc_streams");
+  EXPECT_FALSE(channels->shares_memory());
+  EXPECT_TRUE(EchoOnce(*transport).ok());
+}
+
+TEST(Grpc, MemoryIsSharedWithAllAttachedWorkersOrWithNone) {
+  GrpcWorkerThread here(WorkerOptions());
+  GrpcWorkerServerOptions elsewhere = WorkerOptions();
+  elsewhere.shared_memory = false;
+  GrpcWorkerThread there(elsewhere);
+  const auto channels = ChannelsTo({here.address(), there.address()});
+  for (int round = 0; round < 2; ++round) {
+    const auto both = Must(MakeGrpcTransport(*channels, {}));
+    EXPECT_EQ(both->name(), "grpc");
+    EXPECT_FALSE(channels->shares_memory());
+    EXPECT_TRUE(EchoOnce(*both).ok());
+    const auto one = Must(MakeGrpcTransport(*channels, {.attached = {1, 0}}));
+    EXPECT_TRUE(channels->shares_memory());
+    EXPECT_TRUE(Echo(*one->MakeExchange(), {32, 0}).ok());
+    const auto other = Must(MakeGrpcTransport(*channels, {.attached = {0, 1}}));
+    EXPECT_FALSE(channels->shares_memory());
+    EXPECT_TRUE(Echo(*other->MakeExchange(), {0, 32}).ok());
+  }
 }
 
 TEST(Grpc, ServesOverSocketsWithFiles) {
@@ -190,7 +220,8 @@ TEST(Grpc, ManyRoutersShareTheWorkersWithoutMixingReplies) {
   for (std::size_t r = 0; r < kRouters; ++r) {
     threads.emplace_back([&, r] {
       const auto channels = ChannelsTo({first.address(), second.address()});
-      const auto transport = Must(MakeGrpcTransport(*channels, {}));
+      // Half of them share memory with the workers, beside those that do not.
+      const auto transport = Must(MakeGrpcTransport(*channels, {.shared_memory = r % 2 == 0}));
       const auto exchange = transport->MakeExchange();
       const std::vector<std::size_t> sizes = {100 + r, 200 + r};
       for (std::uint64_t n = 0; n < kExchanges; ++n) {

@@ -52,7 +52,11 @@ class GrpcChannels {
   /// For whoever decides what to attach next. On the thread that uses the transports.
   const Status& failure(WorkerId worker) const { return failures_[worker.index()]; }
 
+  /// Whether frames of the transport that was made last lie in memory shared with its workers. On the same thread.
+  bool shares_memory() const { return shares_memory_; }
+
   // For the transports made on these channels.
+  void SetSharesMemory(bool shares) { shares_memory_ = shares; }
   void SetFailure(WorkerId worker, Status failure) { failures_[worker.index()] = std::move(failure); }
   std::uint64_t NextEpoch() { return ++epoch_; }
   /// Tells this router from others at a worker: random, the same for the life of these channels.
@@ -67,6 +71,7 @@ class GrpcChannels {
   const std::uint64_t router_id_;
   std::uint64_t epoch_ = 0;
   std::vector<Status> failures_;  // by worker
+  bool shares_memory_ = false;
 };
 
 }  // namespace moe

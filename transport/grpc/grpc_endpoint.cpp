@@ -7,14 +7,32 @@
 #include "core/aligned_buffer.h"
 #include "transport/frame.h"
 #include "transport/grpc/ring.h"
+#include "transport/grpc/router_memory.h"
 
 namespace moe {
 namespace {
 
 // Every router is rank 0 of its own job.
 constexpr Rank kRouterRank{0};
-// A ticket is the stream's number and the slot in it; limits allow 1,000 exchanges.
-constexpr std::uint64_t kMostSlots = 1024;
+// A ticket is the stream's number and the slot in it: one of its own or, after these, a lane. Limits allow 1,000
+// exchanges.
+constexpr std::uint64_t kMostSlots = 2048;
+
+// Between two looks at the streams while every router rings.
+constexpr std::chrono::milliseconds kLookInterval{1};
+
+// How it waits while some routers ring and what others send has to be looked for: briefly.
+BackoffOptions MixedWaiting() {
+  using std::chrono::microseconds;
+  return {.first_sleep = microseconds(50), .active_sleep = microseconds(200), .idle_sleep = microseconds(1000)};
+}
+
+Doorbell* BellOf(const std::optional<SharedBell>& bell) { return bell ? &bell->bell() : nullptr; }
+
+std::optional<SharedBell> MakeBell() {
+  Result<SharedBell> bell = SharedBell::Create();
+  return bell.ok() ? std::optional(*std::move(bell)) : std::nullopt;
+}
 
 enum class SlotState : std::uint8_t { kFree, kArrived, kTaken, kReplying };
 
@@ -45,6 +63,14 @@ struct GrpcEndpoint::Router {
       return slot.state == SlotState::kArrived || slot.state == SlotState::kTaken;
     }));
   }
+  bool idle() const { return open() == 0 && (memory == nullptr || memory->lanes.open() == 0); }
+
+  // What it shares with us, if all that it wants is here: its frames lie there then.
+  struct Memory {
+    LaneMemory shared;
+    SharedBell bell;  // the router's
+    WorkerLanes lanes;
+  };
 
   const std::uint64_t stream;
   const StreamHello hello;
@@ -53,6 +79,7 @@ struct GrpcEndpoint::Router {
   Ring<std::size_t> arrived;  // likewise
   std::uint64_t last_sequence = 0;
   FrameMemory::Owner refusal;  // an error frame
+  std::unique_ptr<Memory> memory;
   // gRPC answers a new read with a window update, a packet of its own. Behind the reply the router finds both in one
   // look; before it, the update would wake it up for nothing.
   bool unread = false;           // a message has been taken, and nothing is being read since
@@ -63,7 +90,12 @@ struct GrpcEndpoint::Router {
 };
 
 GrpcEndpoint::GrpcEndpoint(WorkerStreams& streams, const Options& options)
-    : options_(options), streams_(streams), routers_(static_cast<std::size_t>(options.max_routers)) {}
+    : options_(options),
+      streams_(streams),
+      routers_(static_cast<std::size_t>(options.max_routers)),
+      bell_(options.shared_memory ? MakeBell() : std::nullopt),
+      rung_waiting_(WaitingForRings(), BellOf(bell_)),
+      mixed_waiting_(MixedWaiting(), BellOf(bell_)) {}
 
 GrpcEndpoint::~GrpcEndpoint() = default;
 
@@ -72,39 +104,86 @@ bool GrpcEndpoint::attached(int router) const {
   return place != nullptr && !place->gone && !place->closing;
 }
 
+void GrpcEndpoint::Wake() {
+  if (bell_) bell_->bell().Ring();
+}
+
 Result<std::optional<IncomingRequest>> GrpcEndpoint::Receive(Deadline deadline) {
   while (true) {
     if (stopped_) return Unavailable("this worker has been told to stop");
     if (!wrong_frame_.ok()) return std::exchange(wrong_frame_, Status::Ok());
-    if (std::optional<IncomingRequest> request = NextArrived()) return request;
-    for (const auto& router : routers_) {
-      if (router != nullptr) ReadOn(*router);
+    Backoff* const waiting = RungWaiting();
+    if (waiting == &mixed_waiting_ || (waiting != nullptr && Clock::now() - looked_at_ >= kLookInterval)) {
+      looked_at_ = Clock::now();
+      MOE_RETURN_IF_ERROR(HandleNext(TimePoint::min()).status());
     }
-    const WorkerStreams::Event event = streams_.Next(deadline);
-    if (event.kind != WorkerStreams::EventKind::kNone) {
-      MOE_RETURN_IF_ERROR(Handle(event));
-    } else if (Clock::now() >= deadline) {
-      return std::optional<IncomingRequest>();
+    MOE_ASSIGN_OR_RETURN(const std::optional<IncomingRequest> request, TakeNext());
+    if (request && waiting != nullptr) waiting->Progress();
+    if (request) return request;
+    if (waiting == nullptr) {
+      MOE_ASSIGN_OR_RETURN(const bool moved, HandleNext(deadline));
+      if (moved) continue;
     }
+    if (Clock::now() >= deadline) return std::optional<IncomingRequest>();
+    if (waiting != nullptr) waiting->Pause(deadline);
   }
 }
 
+// How to wait for routers that ring; null when none does.
+Backoff* GrpcEndpoint::RungWaiting() {
+  bool any = false;
+  bool all = true;
+  for (const auto& router : routers_) {
+    if (router == nullptr || router->gone) continue;
+    any = any || router->memory != nullptr;
+    all = all && router->memory != nullptr;
+  }
+  if (!any) return nullptr;
+  return all ? &rung_waiting_ : &mixed_waiting_;
+}
+
 // The oldest request of the router whose turn it is, or of the next one that has any.
-std::optional<IncomingRequest> GrpcEndpoint::NextArrived() {
+Result<std::optional<IncomingRequest>> GrpcEndpoint::TakeNext() {
   for (std::size_t i = 0; i < routers_.size(); ++i) {
     const std::size_t place = (next_place_ + i) % routers_.size();
-    Router* const router = routers_[place].get();
-    if (router == nullptr || router->gone || router->arrived.empty()) continue;
+    if (routers_[place] == nullptr || routers_[place]->gone) continue;
+    MOE_ASSIGN_OR_RETURN(const std::optional<IncomingRequest> request, TakeNextOf(place));
+    if (!request) continue;
     next_place_ = (place + 1) % routers_.size();
-    const std::size_t number = router->arrived.Pop();
-    Slot& slot = router->slots[number];
-    slot.state = SlotState::kTaken;
-    const auto frame = std::as_const(slot.request).span().first(slot.frame_bytes);
-    return IncomingRequest{.router = static_cast<int>(place),
-                           .payload = frame.subspan(kFrameHeaderBytes),
-                           .ticket = router->stream * kMostSlots + number};
+    return request;
   }
-  return std::nullopt;
+  return std::optional<IncomingRequest>();
+}
+
+Result<std::optional<IncomingRequest>> GrpcEndpoint::TakeNextOf(std::size_t place) {
+  Router& router = *routers_[place];
+  IncomingRequest request{.router = static_cast<int>(place), .ticket = router.stream * kMostSlots};
+  if (!router.arrived.empty()) {
+    const std::size_t number = router.arrived.Pop();
+    Slot& slot = router.slots[number];
+    slot.state = SlotState::kTaken;
+    request.payload = std::as_const(slot.request).span().first(slot.frame_bytes).subspan(kFrameHeaderBytes);
+    request.ticket += number;
+    return std::optional(request);
+  }
+  if (router.memory == nullptr || router.refused) return std::optional<IncomingRequest>();
+  const Result<std::optional<WorkerLanes::Request>> taken = router.memory->lanes.Take();
+  if (!taken.ok()) return Refuse(router, taken.status());
+  if (!taken->has_value()) return std::optional<IncomingRequest>();
+  request.payload = (*taken)->payload;
+  request.ticket += router.num_slots() + (*taken)->slot;
+  return std::optional(request);
+}
+
+// Handles what the streams have to tell next; false when that is nothing before the deadline, which gRPC may round.
+Result<bool> GrpcEndpoint::HandleNext(Deadline deadline) {
+  for (const auto& router : routers_) {
+    if (router != nullptr) ReadOn(*router);
+  }
+  const WorkerStreams::Event event = streams_.Next(deadline);
+  if (event.kind == WorkerStreams::EventKind::kNone) return false;
+  MOE_RETURN_IF_ERROR(Handle(event));
+  return true;
 }
 
 // INTERNAL for a wrong frame, which its router has been told of.
@@ -135,7 +214,8 @@ void GrpcEndpoint::Open(std::uint64_t stream, const Result<StreamHello>& hello) 
   const Status admitted = Admit(stream, hello);
   if (admitted.ok()) {
     // One frame more than exchanges: a refusal.
-    streams_.Accept(stream, static_cast<std::size_t>(hello->limits.max_exchanges) + 1);
+    streams_.Accept(stream, static_cast<std::size_t>(hello->limits.max_exchanges) + 1,
+                    TakeMemory(*Find(stream)) ? bell_->name() : "");
   } else {
     streams_.Refuse(stream, admitted);
   }
@@ -160,6 +240,21 @@ Status GrpcEndpoint::Admit(std::uint64_t stream, const Result<StreamHello>& hell
     return ResourceExhausted("all places for routers are taken (", routers_.size(), " at a time)");
   *free = std::make_unique<Router>(stream, *hello);
   return Status::Ok();
+}
+
+// Whether its frames will lie in the memory that it has offered. Not, when it is out of reach.
+bool GrpcEndpoint::TakeMemory(Router& router) const {
+  if (!bell_ || router.hello.memory.empty()) return false;
+  const Result<MemoryOffer> offer = MemoryOffer::Parse(router.hello.memory);
+  if (!offer.ok()) return false;
+  Result<LaneMemory> shared = LaneMemory::Open(offer->lanes, router.limits());
+  Result<SharedBell> bell = SharedBell::Open(offer->bell);
+  if (!shared.ok() || !bell.ok()) return false;
+  const LaneTerms terms{
+      .limits = router.limits(), .epoch = router.hello.epoch, .tap = options_.tap, .worker = options_.worker};
+  WorkerLanes lanes(shared->lanes(), terms, kRouterRank, bell->bell());
+  router.memory = std::make_unique<Router::Memory>(*std::move(shared), *std::move(bell), std::move(lanes));
+  return true;
 }
 
 Status GrpcEndpoint::TakeRequest(Router& router, FrameMessage& message) {
@@ -217,6 +312,11 @@ Status GrpcEndpoint::RefuseFrame(Router& router, const Status& why) {
   router.refusal = FrameMemory::Make(bytes);
   if (bytes > 0) std::memcpy(router.refusal->payload().data(), text.data(), bytes);
   SendFrame(router, FrameKind::kError, router.slots.size(), bytes);
+  return Refuse(router, why);
+}
+
+// It has been told why.
+Status GrpcEndpoint::Refuse(Router& router, const Status& why) {
   router.refused = true;
   streams_.End(router.stream, why);
   return why;
@@ -239,13 +339,31 @@ bool GrpcEndpoint::SendFrame(Router& router, FrameKind kind, std::size_t slot, s
 }
 
 std::span<std::byte> GrpcEndpoint::reply_buffer(const IncomingRequest& request) {
-  return RouterOf(request).slots[request.ticket % kMostSlots].reply->payload();
+  Router& router = RouterOf(request);
+  const std::size_t number = request.ticket % kMostSlots;
+  if (number >= router.num_slots()) return router.memory->lanes.reply_buffer(number - router.num_slots());
+  return router.slots[number].reply->payload();
 }
 
 Status GrpcEndpoint::Reply(const IncomingRequest& request, std::size_t bytes) {
   Router& router = RouterOf(request);
   const std::uint64_t stream = router.stream;
   const std::size_t number = request.ticket % kMostSlots;
+  if (number >= router.num_slots()) {
+    MOE_RETURN_IF_ERROR(router.memory->lanes.Reply(number - router.num_slots(), bytes));
+  } else {
+    MOE_RETURN_IF_ERROR(ReplyInStream(router, number, bytes));
+  }
+  if (router.gone) {
+    Detach(router);
+  } else {
+    EndIfServed(router);
+  }
+  SeeOff(stream);
+  return Status::Ok();
+}
+
+Status GrpcEndpoint::ReplyInStream(Router& router, std::size_t number, std::size_t bytes) {
   Slot& slot = router.slots[number];
   MOE_CHECK(slot.state == SlotState::kTaken, "a reply to a request that is not open");
   MOE_RETURN_IF_ERROR(CheckReplyBytes(router.limits(), bytes));
@@ -255,13 +373,7 @@ Status GrpcEndpoint::Reply(const IncomingRequest& request, std::size_t bytes) {
     slot.state = SlotState::kFree;
     router.free.Push(number);
   }
-  if (router.gone) {
-    Detach(router);
-  } else {
-    ReadOn(router);
-    EndIfServed(router);
-  }
-  SeeOff(stream);
+  ReadOn(router);
   return Status::Ok();
 }
 
@@ -282,14 +394,14 @@ void GrpcEndpoint::SeeOff(std::uint64_t stream) {
 
 // A router that says nothing more and has all its replies is told goodbye.
 void GrpcEndpoint::EndIfServed(Router& router) {
-  if (router.closing && router.held == nullptr && router.open() == 0) streams_.End(router.stream, Status::Ok());
+  if (router.closing && router.held == nullptr && router.idle()) streams_.End(router.stream, Status::Ok());
 }
 
 // Frees its place, unless requests of it are still open: their buffers stay until they are replied to.
 void GrpcEndpoint::Detach(Router& router) {
   router.gone = true;
   while (!router.arrived.empty()) router.slots[router.arrived.Pop()].state = SlotState::kFree;
-  if (router.open() > 0) return;
+  if (!router.idle()) return;
   std::find_if(routers_.begin(), routers_.end(), [&](const auto& other) { return other.get() == &router; })->reset();
 }
 

@@ -6,8 +6,10 @@
 #include <memory>
 #include <vector>
 
+#include "transport/backoff.h"
 #include "transport/exchange_checks.h"
 #include "transport/frame_tap.h"
+#include "transport/grpc/lane_memory.h"
 #include "transport/grpc/worker_streams.h"
 #include "transport/transport.h"
 
@@ -18,6 +20,7 @@ class GrpcEndpoint final : public WorkerEndpoint {
   struct Options {
     TransportLimits limits;  // the most that a router may ask for
     int max_routers = 1;
+    bool shared_memory = true;  // is taken where a router offers it
     FrameTap* tap = nullptr;
     WorkerId worker;  // for the tap
   };
@@ -32,17 +35,26 @@ class GrpcEndpoint final : public WorkerEndpoint {
   std::span<std::byte> reply_buffer(const IncomingRequest& request) override;
   Status Reply(const IncomingRequest& request, std::size_t bytes) override;
 
+  /// From any thread: Receive looks at its streams soon.
+  void Wake();
+
  private:
   struct Router;
 
+  Result<std::optional<IncomingRequest>> TakeNext();
+  Result<std::optional<IncomingRequest>> TakeNextOf(std::size_t place);
+  Backoff* RungWaiting();
+  Result<bool> HandleNext(Deadline deadline);
   Status Handle(const WorkerStreams::Event& event);
   void Open(std::uint64_t stream, const Result<StreamHello>& hello);
   Status Admit(std::uint64_t stream, const Result<StreamHello>& hello);
+  bool TakeMemory(Router& router) const;
   void ReadOn(Router& router);
   Status TakeRequest(Router& router, FrameMessage& message);
   Result<bool> ReadRequest(Router& router, FrameMessage& message);
   Status RefuseFrame(Router& router, const Status& why);
-  std::optional<IncomingRequest> NextArrived();
+  Status Refuse(Router& router, const Status& why);
+  Status ReplyInStream(Router& router, std::size_t number, std::size_t bytes);
   bool SendFrame(Router& router, FrameKind kind, std::size_t slot, std::size_t bytes);
   void EndIfServed(Router& router);
   void SeeOff(std::uint64_t stream);
@@ -54,6 +66,10 @@ class GrpcEndpoint final : public WorkerEndpoint {
   WorkerStreams& streams_;
   std::vector<std::unique_ptr<Router>> routers_;  // by place, which is IncomingRequest::router; none where it is free
   std::size_t next_place_ = 0;                    // where the next search starts: routers take turns
+  std::optional<SharedBell> bell_;                // ours, for routers that share memory with us; none: nobody can
+  Backoff rung_waiting_;                          // while all routers ring it,
+  Backoff mixed_waiting_;                         // and while some do
+  TimePoint looked_at_;                           // the streams last
   bool stopped_ = false;
   Status wrong_frame_;  // found while replying; for the next Receive
 };

@@ -9,10 +9,14 @@
 #include "transport/exchange_progress.h"
 #include "transport/frame.h"
 #include "transport/grpc/frame_memory.h"
+#include "transport/grpc/router_memory.h"
 #include "transport/grpc/router_streams.h"
 
 namespace moe {
 namespace {
+
+// Between two looks at the streams of one whose frames lie in shared memory.
+constexpr std::chrono::milliseconds kLookInterval{1};
 
 WorkerId Id(std::size_t worker) { return WorkerId(static_cast<int>(worker)); }
 
@@ -39,19 +43,27 @@ struct Slot : ExchangeProgress {
 
 class GrpcTransport final : public Transport {
  public:
-  GrpcTransport(GrpcChannels& channels, const GrpcTransportOptions& options, std::vector<std::uint8_t> attached)
+  GrpcTransport(GrpcChannels& channels, const GrpcTransportOptions& options, std::vector<std::uint8_t> attached,
+                bool offers_memory)
       : channels_(channels),
+        name_(options.shared_memory ? "grpc" : "grpc_streams"),
         attached_(std::move(attached)),
         tap_(options.tap),
         epoch_(channels.NextEpoch()),
+        memory_(offers_memory ? MakeMemory() : nullptr),
         stray_(kFrameHeaderBytes + limits().max_reply_bytes),
         streams_(channels, static_cast<std::size_t>(limits().max_exchanges)) {
     for (int s = 0; s < limits().max_exchanges; ++s) slots_.emplace_back(attached_.size(), limits());
   }
 
-  Status Open(Deadline deadline) { return streams_.Open(epoch_, attached_, deadline); }
+  Status Open(Deadline deadline) {
+    const std::vector<std::string> offers = memory_ == nullptr ? std::vector<std::string>() : memory_->Offers();
+    return streams_.Open(epoch_, attached_, offers, deadline);
+  }
+  // After Open. False when some workers wait for frames in memory and others can't be reached by it.
+  bool SettleMemory();
 
-  std::string_view name() const override { return "grpc"; }
+  std::string_view name() const override { return name_; }
   MemorySpace memory_space() const override { return MemorySpace::kHost; }
   int num_workers() const override { return channels_.num_workers(); }
   Rank rank(WorkerId worker) const override { return Rank(worker.value() + 1); }
@@ -65,17 +77,26 @@ class GrpcTransport final : public Transport {
     if (failure_.ok()) failure_ = std::move(reason);
     return failure_;
   }
+  std::unique_ptr<RouterMemory> MakeMemory() const;
   Status CheckAttached(std::span<const std::size_t> request_bytes) const;
   void SendRequest(std::size_t slot, std::size_t worker, std::size_t bytes);
-  Status SeeOff();
-  Result<bool> Progress(Deadline deadline);
+  void SeeOff();
+  bool Progress(Deadline deadline);
+  bool ProgressInMemory(Deadline deadline);
+  bool Handle(const RouterStreams::Event& event);
+  bool TakeLaneReplies();
   Status TakeReply(std::size_t worker, FrameMessage& message);
   Slot* SlotOf(std::size_t worker, std::uint64_t sequence);
+  // The memory in which frames to this worker lie; none: they travel in its stream.
+  RouterMemory* InMemory(std::size_t worker) const { return attached_[worker] != 0 ? memory_.get() : nullptr; }
 
   GrpcChannels& channels_;
+  const std::string_view name_;
   const std::vector<std::uint8_t> attached_;
   FrameTap* const tap_;
   const std::uint64_t epoch_;
+  std::unique_ptr<RouterMemory> memory_;  // none: frames travel in the streams
+  TimePoint looked_at_;                   // the streams last; with memory
   std::vector<Slot> slots_;
   AlignedBuffer<std::byte> stray_;  // a frame that answers no exchange under way
   std::uint64_t last_sequence_ = 0;
@@ -97,12 +118,17 @@ class GrpcExchange final : public Exchange {
     slot_.used = false;
   }
 
-  std::span<std::byte> request(WorkerId worker) override { return slot_.requests[worker.index()]->payload(); }
+  std::span<std::byte> request(WorkerId worker) override {
+    RouterMemory* const memory = transport_.InMemory(worker.index());
+    return memory != nullptr ? memory->lanes(worker).request(number_) : slot_.requests[worker.index()]->payload();
+  }
   Status Start(std::span<const std::size_t> request_bytes) override;
   Result<bool> Poll() override;
   Status Wait(Deadline deadline) override;
   std::span<const std::byte> reply(WorkerId worker) const override {
     const std::size_t bytes = slot_.reply_bytes[worker.index()];
+    if (bytes == 0) return {};
+    if (transport_.memory_ != nullptr) return transport_.memory_->lanes(worker).reply(number_);
     return std::as_const(slot_.replies[worker.index()]).span().subspan(kFrameHeaderBytes, bytes);
   }
   TimePoint completed_at(WorkerId worker) const override { return slot_.completed_at[worker.index()]; }
@@ -114,6 +140,35 @@ class GrpcExchange final : public Exchange {
   const std::size_t number_;
   Slot& slot_;
 };
+
+// None where the machine gives none: then everything travels in the streams.
+std::unique_ptr<RouterMemory> GrpcTransport::MakeMemory() const {
+  Result<std::unique_ptr<RouterMemory>> memory = RouterMemory::Create(limits(), attached_);
+  return memory.ok() ? *std::move(memory) : nullptr;
+}
+
+bool GrpcTransport::SettleMemory() {
+  channels_.SetSharesMemory(false);
+  if (memory_ == nullptr) return true;
+  std::size_t num_attached = 0;
+  std::size_t taken = 0;
+  std::size_t joined = 0;
+  for (std::size_t w = 0; w < attached_.size(); ++w) {
+    if (attached_[w] == 0) continue;
+    ++num_attached;
+    const std::string bell = streams_.memory(Id(w));
+    if (bell.empty()) continue;
+    ++taken;
+    const LaneTerms terms{.limits = limits(), .epoch = epoch_, .tap = tap_, .worker = Id(w)};
+    if (memory_->Join(terms, rank(Id(w)), bell).ok()) ++joined;
+  }
+  if (joined == num_attached) {
+    channels_.SetSharesMemory(true);
+    return true;
+  }
+  memory_.reset();
+  return taken == 0;
+}
 
 std::unique_ptr<Exchange> GrpcTransport::MakeExchange() {
   const auto free = std::find_if(slots_.begin(), slots_.end(), [](const Slot& slot) { return !slot.used; });
@@ -140,20 +195,22 @@ Status GrpcExchange::Start(std::span<const std::size_t> request_bytes) {
   for (std::size_t w = 0; w < request_bytes.size(); ++w) {
     if (slot_.pending[w] != 0) transport_.SendRequest(number_, w, request_bytes[w]);
   }
-  return transport_.SeeOff();
+  transport_.SeeOff();
+  return transport_.failure_;
 }
 
 // gRPC sends when somebody waits on its queue, and takes one frame of a stream at a time. So requests are seen off
 // here: the router may compute for long before it waits. Asleep, because a thread of gRPC's may be at the sending,
 // which needs the processor. Not for long: a worker that reads nothing must not hold up the others.
-Status GrpcTransport::SeeOff() {
+void GrpcTransport::SeeOff() {
+  if (memory_ != nullptr) return memory_->backoff().Progress();
   constexpr std::chrono::milliseconds kPatience{1};  // the least that gRPC sleeps for
   const Deadline deadline = After(kPatience);
-  while (streams_.Unsent() && Clock::now() < deadline) MOE_RETURN_IF_ERROR(Progress(deadline).status());
-  return Status::Ok();
+  while (failure_.ok() && streams_.Unsent() && Clock::now() < deadline) Progress(deadline);
 }
 
 void GrpcTransport::SendRequest(std::size_t slot, std::size_t worker, std::size_t bytes) {
+  if (memory_ != nullptr) return memory_->lanes(Id(worker)).Send(slot, slots_[slot].sequence, bytes);
   FrameMemory& memory = *slots_[slot].requests[worker];
   FrameHeader header{
       .kind = FrameKind::kRequest, .epoch = epoch_, .sequence = slots_[slot].sequence, .payload_bytes = bytes};
@@ -165,9 +222,51 @@ void GrpcTransport::SendRequest(std::size_t slot, std::size_t worker, std::size_
   streams_.Send(Id(worker), {.slot = slot, .memory = &memory, .bytes = kFrameHeaderBytes + bytes});
 }
 
-// Handles the next event, of whatever exchange; false when there is none before the deadline.
-Result<bool> GrpcTransport::Progress(Deadline deadline) {
-  const RouterStreams::Event event = streams_.Next(deadline);
+// Handles what has happened, to whatever exchange; false when there was nothing before the deadline, which may not have
+// come yet. A failure is for good, and for whoever waits for something that is still to come.
+bool GrpcTransport::Progress(Deadline deadline) {
+  return memory_ != nullptr ? ProgressInMemory(deadline) : Handle(streams_.Next(deadline));
+}
+
+bool GrpcTransport::ProgressInMemory(Deadline deadline) {
+  const TimePoint now = Clock::now();
+  if (now - looked_at_ >= kLookInterval) {
+    looked_at_ = now;
+    if (Handle(streams_.Next(TimePoint::min()))) return true;
+  }
+  if (TakeLaneReplies()) {
+    memory_->backoff().Progress();
+    return true;
+  }
+  if (now >= deadline) return false;
+  memory_->backoff().Pause(deadline);
+  return TakeLaneReplies();
+}
+
+bool GrpcTransport::TakeLaneReplies() {
+  bool moved = false;
+  for (std::size_t s = 0; s < slots_.size(); ++s) {
+    Slot& slot = slots_[s];
+    for (std::size_t w = 0; w < attached_.size() && slot.num_pending > 0; ++w) {
+      if (slot.pending[w] == 0) continue;
+      RouterLanes& lanes = memory_->lanes(Id(w));
+      const Result<bool> taken = lanes.TakeReply(s, slot.sequence);
+      if (!taken.ok()) {
+        channels_.SetFailure(Id(w), taken.status());
+        Fail(taken.status());
+        return true;
+      }
+      if (!*taken) continue;
+      moved = true;
+      slot.reply_bytes[w] = lanes.reply(s).size();
+      slot.completed_at[w] = lanes.replied_at(s);
+      slot.End(w);
+    }
+  }
+  return moved;
+}
+
+bool GrpcTransport::Handle(const RouterStreams::Event& event) {
   const std::size_t worker = event.worker.index();
   switch (event.kind) {
     case RouterStreams::EventKind::kNone: return false;
@@ -180,9 +279,14 @@ Result<bool> GrpcTransport::Progress(Deadline deadline) {
       Status taken = TakeReply(worker, *event.message);
       if (taken.ok()) return true;
       channels_.SetFailure(event.worker, taken);
-      return Fail(std::move(taken));
+      Fail(std::move(taken));
+      return true;
     }
-    case RouterStreams::EventKind::kLost: return Fail(event.failure);
+    case RouterStreams::EventKind::kLost:
+      // What it has replied before it went is there.
+      if (memory_ != nullptr) TakeLaneReplies();
+      Fail(event.failure);
+      return true;
   }
   return false;
 }
@@ -229,8 +333,8 @@ Status GrpcTransport::TakeReply(std::size_t worker, FrameMessage& message) {
 Result<bool> GrpcExchange::Poll() {
   if (!transport_.failure_.ok()) return transport_.failure_;
   while (slot_.num_pending > 0) {
-    MOE_ASSIGN_OR_RETURN(const bool moved, transport_.Progress(TimePoint::min()));
-    if (!moved) return false;
+    if (!transport_.failure_.ok()) return transport_.failure_;
+    if (!transport_.Progress(TimePoint::min())) return slot_.num_pending == 0;
   }
   return true;
 }
@@ -238,8 +342,8 @@ Result<bool> GrpcExchange::Poll() {
 Status GrpcExchange::Wait(Deadline deadline) {
   if (!transport_.failure_.ok()) return transport_.failure_;
   while (slot_.num_pending > 0) {
-    MOE_ASSIGN_OR_RETURN(const bool moved, transport_.Progress(deadline));
-    if (!moved && Clock::now() >= deadline) return GiveUp();
+    if (!transport_.failure_.ok()) return transport_.failure_;
+    if (!transport_.Progress(deadline) && Clock::now() >= deadline) return GiveUp();
   }
   return Status::Ok();
 }
@@ -261,8 +365,15 @@ Result<std::unique_ptr<Transport>> MakeGrpcTransport(GrpcChannels& channels, con
   if (attached.empty()) attached.assign(num_workers, 1);
   if (attached.size() != num_workers)
     return InvalidArgument("attached has ", attached.size(), " entries for ", num_workers, " workers");
-  auto transport = std::make_unique<GrpcTransport>(channels, options, std::move(attached));
-  MOE_RETURN_IF_ERROR(transport->Open(After(options.connect_timeout)));
+  const Deadline deadline = After(options.connect_timeout);
+  auto transport = std::make_unique<GrpcTransport>(channels, options, attached, options.shared_memory);
+  MOE_RETURN_IF_ERROR(transport->Open(deadline));
+  if (!transport->SettleMemory()) {
+    // Some workers are here and some elsewhere: an exchange waits for the latter anyway, so all travel in streams.
+    transport.reset();
+    transport = std::make_unique<GrpcTransport>(channels, options, attached, /*offers_memory=*/false);
+    MOE_RETURN_IF_ERROR(transport->Open(deadline));
+  }
   return std::unique_ptr<Transport>(std::move(transport));
 }
 

@@ -1,4 +1,6 @@
 // The router's end of the data plane over gRPC: one bidirectional stream to each attached worker, frames as raw bytes.
+// Where every attached worker runs on the router's machine, as the same user, frames lie in memory that they share, and
+// the streams tell who comes and goes.
 //
 // All of gRPC's completions are handled on the thread that calls Poll and Wait; no other thread of ours is involved.
 #pragma once
@@ -19,6 +21,7 @@ struct GrpcTransportOptions {
   /// its rank and is not terminal: nothing has been sent. Empty: all are attached.
   std::vector<std::uint8_t> attached;
   std::chrono::milliseconds connect_timeout{10'000};  // to connect to, and be accepted by, all attached workers
+  bool shared_memory = true;                          // where it can be had
   FrameTap* tap = nullptr;                            // outlives the transport
 };
 

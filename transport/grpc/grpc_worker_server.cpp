@@ -36,6 +36,7 @@ struct GrpcWorkerServer::State {
       : streams(control),
         endpoint(streams, {.limits = options.limits,
                            .max_routers = options.max_routers,
+                           .shared_memory = options.shared_memory,
                            .tap = options.tap,
                            .worker = options.worker}) {}
 
@@ -96,6 +97,9 @@ WorkerEndpoint& GrpcWorkerServer::endpoint() { return state_->endpoint; }
 
 void GrpcWorkerServer::SetServing(bool serving) { state_->server->SetServing(serving); }
 
-void GrpcWorkerServer::Stop() { state_->streams.Stop(); }
+void GrpcWorkerServer::Stop() {
+  state_->streams.Stop();
+  state_->endpoint.Wake();
+}
 
 }  // namespace moe

@@ -58,14 +58,14 @@ struct RouterStreams::State {
   grpc::CompletionQueue queue;
   std::vector<std::unique_ptr<Stream>> streams;  // by worker; none where it is not attached
 
-  void Begin(WorkerId worker, std::uint64_t epoch);
+  void Begin(WorkerId worker, std::uint64_t epoch, const std::string& memory);
   Event Handle(Stream& stream, Step step, bool ok);
   static void ReadNext(Stream& stream) {
     stream.unread = false;
     stream.call->Read(&stream.arrived, stream.tag(Step::kRead));
   }
-  // Whether the worker's answer to our metadata says that it serves us.
-  static bool Accepted(const Stream& stream);
+  // Of the worker's answer to our metadata; empty when the key is not there.
+  static std::string Answer(const Stream& stream, std::string_view key);
   // Asks why the stream has ended, once.
   static void AskWhy(Stream& stream) {
     if (std::exchange(stream.ending, true)) return;
@@ -88,10 +88,11 @@ RouterStreams::~RouterStreams() {
   }
 }
 
-void RouterStreams::State::Begin(WorkerId worker, std::uint64_t epoch) {
+void RouterStreams::State::Begin(WorkerId worker, std::uint64_t epoch, const std::string& memory) {
   streams[worker.index()] = std::make_unique<Stream>(worker, max_frames);
   Stream& stream = *streams[worker.index()];
-  const StreamHello hello{.router = channels.router_id(), .epoch = epoch, .limits = channels.limits()};
+  const StreamHello hello{
+      .router = channels.router_id(), .epoch = epoch, .limits = channels.limits(), .memory = memory};
   for (const auto& [key, value] : ToMetadata(hello)) stream.context.AddMetadata(key, value);
   grpc::GenericStub stub(channels.channel(worker));
   stream.call = stub.PrepareCall(&stream.context, std::string(kExchangeMethod), &queue);
@@ -99,7 +100,8 @@ void RouterStreams::State::Begin(WorkerId worker, std::uint64_t epoch) {
   stream.call->ReadInitialMetadata(stream.tag(Step::kOpen));
 }
 
-Status RouterStreams::Open(std::uint64_t epoch, const std::vector<std::uint8_t>& attached, Deadline deadline) {
+Status RouterStreams::Open(std::uint64_t epoch, const std::vector<std::uint8_t>& attached,
+                           const std::vector<std::string>& memory, Deadline deadline) {
   // Who has failed at once tells so at once: others that fail too are put down beside it, so that whoever tries again
   // without the first need not find them out one by one.
   constexpr std::chrono::milliseconds kOthersToo{100};
@@ -107,7 +109,7 @@ Status RouterStreams::Open(std::uint64_t epoch, const std::vector<std::uint8_t>&
   std::size_t num_awaited = 0;
   for (std::size_t w = 0; w < attached.size(); ++w) {
     if (attached[w] == 0) continue;
-    state_->Begin(WorkerId(static_cast<int>(w)), epoch);
+    state_->Begin(WorkerId(static_cast<int>(w)), epoch, memory.empty() ? "" : memory[w]);
     ++num_awaited;
   }
   Status failure;
@@ -128,6 +130,10 @@ Status RouterStreams::Open(std::uint64_t epoch, const std::vector<std::uint8_t>&
     state_->channels.SetFailure(worker, failure);
   }
   return failure;
+}
+
+std::string RouterStreams::memory(WorkerId worker) const {
+  return State::Answer(*state_->streams[worker.index()], kMemoryKey);
 }
 
 void RouterStreams::Send(WorkerId worker, const OutgoingFrame& frame) {
@@ -166,7 +172,8 @@ RouterStreams::Event RouterStreams::State::Handle(Stream& stream, Step step, boo
     case Step::kOpen:
       // In either order. Until gRPC has taken our metadata nothing may be written, even if they have been answered.
       if (step == Step::kStart) stream.started = true;
-      if (step == Step::kOpen && ok && Accepted(stream)) stream.accepted = true;
+      if (step == Step::kOpen && ok && Answer(stream, kProtocolKey) == std::to_string(kFrameVersion))
+        stream.accepted = true;
       if (step == Step::kOpen && !stream.accepted) AskWhy(stream);
       if (!stream.started || !stream.accepted) return {};
       ReadNext(stream);
@@ -197,10 +204,10 @@ RouterStreams::Event RouterStreams::State::Handle(Stream& stream, Step step, boo
   return {};
 }
 
-bool RouterStreams::State::Accepted(const Stream& stream) {
+std::string RouterStreams::State::Answer(const Stream& stream, std::string_view key) {
   const auto& metadata = stream.context.GetServerInitialMetadata();
-  const auto found = metadata.find(grpc::string_ref(kProtocolKey.data(), kProtocolKey.size()));
-  return found != metadata.end() && found->second == std::to_string(kFrameVersion);
+  const auto found = metadata.find(grpc::string_ref(key.data(), key.size()));
+  return found == metadata.end() ? "" : std::string(found->second.data(), found->second.size());
 }
 
 Status RouterStreams::State::WhyEnded(const Stream& stream) const {

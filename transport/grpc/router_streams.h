@@ -40,7 +40,11 @@ class RouterStreams {
   RouterStreams& operator=(const RouterStreams&) = delete;
 
   /// Opens a stream to each worker whose entry is not 0, all at a time; the failures as MakeGrpcTransport says.
-  Status Open(std::uint64_t epoch, const std::vector<std::uint8_t>& attached, Deadline deadline);
+  /// `memory`: what is offered to each worker, or empty.
+  Status Open(std::uint64_t epoch, const std::vector<std::uint8_t>& attached, const std::vector<std::string>& memory,
+              Deadline deadline);
+  /// What an attached worker has answered to that; empty when it did not take it.
+  std::string memory(WorkerId worker) const;
 
   /// After what was sent to the worker before. The memory is not to be touched until kSent.
   void Send(WorkerId worker, const OutgoingFrame& frame);

@@ -40,13 +40,15 @@ Metadata ToMetadata(const StreamHello& hello) {
   const auto pair = [](std::string_view key, std::uint64_t value) {
     return std::pair(std::string(key), std::to_string(value));
   };
-  return {pair(kProtocolKey, hello.protocol),
-          pair(kRouterKey, hello.router),
-          pair(kEpochKey, hello.epoch),
-          pair(kRequestBytesKey, hello.limits.max_request_bytes),
-          pair(kReplyBytesKey, hello.limits.max_reply_bytes),
-          pair(kExchangesKey, static_cast<std::uint64_t>(hello.limits.max_exchanges)),
-          pair(kChecksumsKey, hello.limits.payload_checksums ? 1 : 0)};
+  Metadata metadata = {pair(kProtocolKey, hello.protocol),
+                       pair(kRouterKey, hello.router),
+                       pair(kEpochKey, hello.epoch),
+                       pair(kRequestBytesKey, hello.limits.max_request_bytes),
+                       pair(kReplyBytesKey, hello.limits.max_reply_bytes),
+                       pair(kExchangesKey, static_cast<std::uint64_t>(hello.limits.max_exchanges)),
+                       pair(kChecksumsKey, hello.limits.payload_checksums ? 1 : 0)};
+  if (!hello.memory.empty()) metadata.emplace_back(kMemoryKey, hello.memory);
+  return metadata;
 }
 
 Result<StreamHello> ParseHello(FunctionRef<std::optional<std::string_view>(std::string_view key)> find) {
@@ -64,6 +66,7 @@ Result<StreamHello> ParseHello(FunctionRef<std::optional<std::string_view>(std::
   hello.limits.max_exchanges = static_cast<int>(exchanges);
   MOE_ASSIGN_OR_RETURN(const std::uint64_t checksums, number(kChecksumsKey, 1));
   hello.limits.payload_checksums = checksums != 0;
+  hello.memory = find(kMemoryKey).value_or("");
   return hello;
 }
 

@@ -15,8 +15,10 @@
 
 namespace moe {
 
-/// The worker's answer carries this key alone.
+/// The worker's answer carries this key.
 inline constexpr std::string_view kProtocolKey = "moe-protocol";
+/// Names of shared memory (lane_memory.h): what a router offers, and in the worker's answer its bell, if it takes that.
+inline constexpr std::string_view kMemoryKey = "moe-memory";
 inline constexpr std::string_view kExchangeMethod = "/moe.v1.ExpertWorker/Exchange";
 
 struct StreamHello {
@@ -24,6 +26,7 @@ struct StreamHello {
   std::uint64_t router = 0;                // who asks: the same number in each stream of one router, else random
   std::uint64_t epoch = 0;                 // which connection of that router, from 1
   TransportLimits limits;
+  std::string memory;  // that it offers; empty: none
 };
 
 using Metadata = std::vector<std::pair<std::string, std::string>>;

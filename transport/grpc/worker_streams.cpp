@@ -201,10 +201,11 @@ WorkerStreams::Event WorkerStreams::State::HandleWrite(Stream& stream, bool ok) 
   return {.kind = EventKind::kSent, .slot = slot};
 }
 
-void WorkerStreams::Accept(std::uint64_t number, std::size_t max_frames) {
+void WorkerStreams::Accept(std::uint64_t number, std::size_t max_frames, const std::string& memory) {
   Stream& stream = state_->Find(number);
   stream.unsent = SendQueue(max_frames);
   stream.context.AddInitialMetadata(std::string(kProtocolKey), std::to_string(kFrameVersion));
+  if (!memory.empty()) stream.context.AddInitialMetadata(std::string(kMemoryKey), memory);
   stream.call.SendInitialMetadata(stream.tag(Step::kAccept));
   stream.call.Read(&stream.arrived, stream.tag(Step::kRead));
 }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "core/clock.h"
 #include "core/status.h"
@@ -56,8 +57,8 @@ class WorkerStreams {
   /// The next event; at once when one is there.
   Event Next(Deadline deadline);
 
-  /// At most `max_frames` frames wait to be sent at a time.
-  void Accept(std::uint64_t stream, std::size_t max_frames);
+  /// At most `max_frames` frames wait to be sent at a time. `memory`: the answer to what was offered, or empty.
+  void Accept(std::uint64_t stream, std::size_t max_frames, const std::string& memory);
   void Refuse(std::uint64_t stream, const Status& why);
   void ReadNext(std::uint64_t stream);
   /// After what was sent on the stream before. The memory is not to be touched until kSent.

@@ -93,7 +93,7 @@ TEST(StartRawGrpcWorker, NamesAnAddressThatIsNone) {
 TEST(GrpcEnds, AreMeasuredInTurnsWithOthers) {
   ExchangeBenchOptions options{.bytes = {64, 5000}, .workers = {3}, .repetitions = 2, .exchanges = 3};
   std::vector<std::unique_ptr<LocalEnds>> ends;
-  ends.push_back(*MakeGrpcEnds(options, 3));
+  ends.push_back(*MakeGrpcEnds(options, 3, /*shared_memory=*/true));
   ends.push_back(*MakeInProcessEnds(options, 3));
   const auto results = RunExchangeBenchInProcess(options, 3, ends, [](const ExchangeTest&) {});
   ASSERT_TRUE(results.ok()) << results.status().message();

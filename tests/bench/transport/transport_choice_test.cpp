@@ -21,13 +21,13 @@ TEST(SelectTransports, AutoIsWhatAJobTakesByItself) {
 
 TEST(SelectTransports, AllAreThoseThatCanRunAndTheOthersAreSaid) {
   const Result<TransportSelection> alone = SelectTransports({"all"}, kAlone);
-  EXPECT_THAT(alone->names, ElementsAre("inprocess", "grpc"));
+  EXPECT_THAT(alone->names, ElementsAre("inprocess", "grpc", "grpc_streams"));
   EXPECT_THAT(alone->skipped,
               ElementsAre("--transports all leaves out mpi: mpi needs mpirun with at least two ranks, a "
                           "router and a worker; there is one",
                           "--transports all leaves out nccl: nccl needs a device"));
   const Result<TransportSelection> job = SelectTransports({"all"}, {.ranks = 3});
-  EXPECT_THAT(job->names, ElementsAre("mpi", "grpc", "nccl"));
+  EXPECT_THAT(job->names, ElementsAre("mpi", "grpc", "grpc_streams", "nccl"));
   EXPECT_THAT(job->skipped, ElementsAre(HasSubstr("inprocess joins threads of one process; mpirun started 3 ranks")));
 }
 
@@ -43,7 +43,7 @@ TEST(SelectTransports, WhatCannotRunIsRefusedByName) {
     const char* expected;
   } cases[] = {
       {{}, kAlone, "--transports is empty"},
-      {{"carrier-pigeon"}, kAlone, "--transports carrier-pigeon is unknown (auto, all, inprocess, mpi, grpc, nccl)"},
+      {{"carrier-pigeon"}, kAlone, "--transports carrier-pigeon is unknown (auto, all, inprocess, mpi, grpc, grpc_streams, nccl)"},
       {{"grpc", "grpc"}, kAlone, "--transports has grpc twice"},
       {{"grpc", "auto"}, kAlone, "--transports auto stands alone"},
       {{"all", "grpc"}, kAlone, "--transports all stands alone"},
