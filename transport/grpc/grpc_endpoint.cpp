@@ -7,7 +7,6 @@
 #include "core/aligned_buffer.h"
 #include "transport/frame.h"
 #include "transport/grpc/ring.h"
-#include "transport/grpc/router_memory.h"
 
 namespace moe {
 namespace {
@@ -17,22 +16,6 @@ constexpr Rank kRouterRank{0};
 // A ticket is the stream's number and the slot in it: one of its own or, after these, a lane. Limits allow 1,000
 // exchanges.
 constexpr std::uint64_t kMostSlots = 2048;
-
-// Between two looks at the streams while every router rings.
-constexpr std::chrono::milliseconds kLookInterval{1};
-
-// How it waits while some routers ring and what others send has to be looked for: briefly.
-BackoffOptions MixedWaiting() {
-  using std::chrono::microseconds;
-  return {.first_sleep = microseconds(50), .active_sleep = microseconds(200), .idle_sleep = microseconds(1000)};
-}
-
-Doorbell* BellOf(const std::optional<SharedBell>& bell) { return bell ? &bell->bell() : nullptr; }
-
-std::optional<SharedBell> MakeBell() {
-  Result<SharedBell> bell = SharedBell::Create();
-  return bell.ok() ? std::optional(*std::move(bell)) : std::nullopt;
-}
 
 enum class SlotState : std::uint8_t { kFree, kArrived, kTaken, kReplying };
 
@@ -63,14 +46,7 @@ struct GrpcEndpoint::Router {
       return slot.state == SlotState::kArrived || slot.state == SlotState::kTaken;
     }));
   }
-  bool idle() const { return open() == 0 && (memory == nullptr || memory->lanes.open() == 0); }
-
-  // What it shares with us, if all that it wants is here: its frames lie there then.
-  struct Memory {
-    LaneMemory shared;
-    SharedBell bell;  // the router's
-    WorkerLanes lanes;
-  };
+  bool idle() const { return open() == 0 && (memory == nullptr || memory->lanes().open() == 0); }
 
   const std::uint64_t stream;
   const StreamHello hello;
@@ -78,8 +54,8 @@ struct GrpcEndpoint::Router {
   Ring<std::size_t> free;     // slots, in the order in which they became so
   Ring<std::size_t> arrived;  // likewise
   std::uint64_t last_sequence = 0;
-  FrameMemory::Owner refusal;  // an error frame
-  std::unique_ptr<Memory> memory;
+  FrameMemory::Owner refusal;              // an error frame
+  std::unique_ptr<AttachedMemory> memory;  // where its frames lie; none: they travel in its stream
   // gRPC answers a new read with a window update, a packet of its own. Behind the reply the router finds both in one
   // look; before it, the update would wake it up for nothing.
   bool unread = false;           // a message has been taken, and nothing is being read since
@@ -93,9 +69,7 @@ GrpcEndpoint::GrpcEndpoint(WorkerStreams& streams, const Options& options)
     : options_(options),
       streams_(streams),
       routers_(static_cast<std::size_t>(options.max_routers)),
-      bell_(options.shared_memory ? MakeBell() : std::nullopt),
-      rung_waiting_(WaitingForRings(), BellOf(bell_)),
-      mixed_waiting_(MixedWaiting(), BellOf(bell_)) {}
+      bell_(options.shared_memory) {}
 
 GrpcEndpoint::~GrpcEndpoint() = default;
 
@@ -104,33 +78,27 @@ bool GrpcEndpoint::attached(int router) const {
   return place != nullptr && !place->gone && !place->closing;
 }
 
-void GrpcEndpoint::Wake() {
-  if (bell_) bell_->bell().Ring();
-}
-
 Result<std::optional<IncomingRequest>> GrpcEndpoint::Receive(Deadline deadline) {
   while (true) {
     if (stopped_) return Unavailable("this worker has been told to stop");
     if (!wrong_frame_.ok()) return std::exchange(wrong_frame_, Status::Ok());
-    Backoff* const waiting = RungWaiting();
-    if (waiting == &mixed_waiting_ || (waiting != nullptr && Clock::now() - looked_at_ >= kLookInterval)) {
-      looked_at_ = Clock::now();
-      MOE_RETURN_IF_ERROR(HandleNext(TimePoint::min()).status());
-    }
+    const Ringing who = WhoRings();
+    if (bell_.LookIsDue(who)) MOE_RETURN_IF_ERROR(HandleNext(TimePoint::min()).status());
     MOE_ASSIGN_OR_RETURN(const std::optional<IncomingRequest> request, TakeNext());
-    if (request && waiting != nullptr) waiting->Progress();
-    if (request) return request;
-    if (waiting == nullptr) {
+    if (request) {
+      bell_.Progress();
+      return request;
+    }
+    if (who == Ringing::kNone) {
       MOE_ASSIGN_OR_RETURN(const bool moved, HandleNext(deadline));
       if (moved) continue;
     }
     if (Clock::now() >= deadline) return std::optional<IncomingRequest>();
-    if (waiting != nullptr) waiting->Pause(deadline);
+    if (who != Ringing::kNone) bell_.Pause(who, deadline);
   }
 }
 
-// How to wait for routers that ring; null when none does.
-Backoff* GrpcEndpoint::RungWaiting() {
+Ringing GrpcEndpoint::WhoRings() const {
   bool any = false;
   bool all = true;
   for (const auto& router : routers_) {
@@ -138,8 +106,8 @@ Backoff* GrpcEndpoint::RungWaiting() {
     any = any || router->memory != nullptr;
     all = all && router->memory != nullptr;
   }
-  if (!any) return nullptr;
-  return all ? &rung_waiting_ : &mixed_waiting_;
+  if (!any) return Ringing::kNone;
+  return all ? Ringing::kAll : Ringing::kSome;
 }
 
 // The oldest request of the router whose turn it is, or of the next one that has any.
@@ -167,7 +135,7 @@ Result<std::optional<IncomingRequest>> GrpcEndpoint::TakeNextOf(std::size_t plac
     return std::optional(request);
   }
   if (router.memory == nullptr || router.refused) return std::optional<IncomingRequest>();
-  const Result<std::optional<WorkerLanes::Request>> taken = router.memory->lanes.Take();
+  const Result<std::optional<WorkerLanes::Request>> taken = router.memory->lanes().Take();
   if (!taken.ok()) return Refuse(router, taken.status());
   if (!taken->has_value()) return std::optional<IncomingRequest>();
   request.payload = (*taken)->payload;
@@ -215,7 +183,7 @@ void GrpcEndpoint::Open(std::uint64_t stream, const Result<StreamHello>& hello) 
   if (admitted.ok()) {
     // One frame more than exchanges: a refusal.
     streams_.Accept(stream, static_cast<std::size_t>(hello->limits.max_exchanges) + 1,
-                    TakeMemory(*Find(stream)) ? bell_->name() : "");
+                    Find(stream)->memory == nullptr ? "" : bell_.name());
   } else {
     streams_.Refuse(stream, admitted);
   }
@@ -239,22 +207,12 @@ Status GrpcEndpoint::Admit(std::uint64_t stream, const Result<StreamHello>& hell
   if (free == routers_.end())
     return ResourceExhausted("all places for routers are taken (", routers_.size(), " at a time)");
   *free = std::make_unique<Router>(stream, *hello);
+  if (!hello->memory.empty() && !bell_.name().empty()) {
+    const LaneTerms terms{
+        .limits = hello->limits, .epoch = hello->epoch, .tap = options_.tap, .worker = options_.worker};
+    (*free)->memory = AttachedMemory::Take(hello->memory, terms, kRouterRank);
+  }
   return Status::Ok();
-}
-
-// Whether its frames will lie in the memory that it has offered. Not, when it is out of reach.
-bool GrpcEndpoint::TakeMemory(Router& router) const {
-  if (!bell_ || router.hello.memory.empty()) return false;
-  const Result<MemoryOffer> offer = MemoryOffer::Parse(router.hello.memory);
-  if (!offer.ok()) return false;
-  Result<LaneMemory> shared = LaneMemory::Open(offer->lanes, router.limits());
-  Result<SharedBell> bell = SharedBell::Open(offer->bell);
-  if (!shared.ok() || !bell.ok()) return false;
-  const LaneTerms terms{
-      .limits = router.limits(), .epoch = router.hello.epoch, .tap = options_.tap, .worker = options_.worker};
-  WorkerLanes lanes(shared->lanes(), terms, kRouterRank, bell->bell());
-  router.memory = std::make_unique<Router::Memory>(*std::move(shared), *std::move(bell), std::move(lanes));
-  return true;
 }
 
 Status GrpcEndpoint::TakeRequest(Router& router, FrameMessage& message) {
@@ -341,7 +299,7 @@ bool GrpcEndpoint::SendFrame(Router& router, FrameKind kind, std::size_t slot, s
 std::span<std::byte> GrpcEndpoint::reply_buffer(const IncomingRequest& request) {
   Router& router = RouterOf(request);
   const std::size_t number = request.ticket % kMostSlots;
-  if (number >= router.num_slots()) return router.memory->lanes.reply_buffer(number - router.num_slots());
+  if (number >= router.num_slots()) return router.memory->lanes().reply_buffer(number - router.num_slots());
   return router.slots[number].reply->payload();
 }
 
@@ -350,7 +308,7 @@ Status GrpcEndpoint::Reply(const IncomingRequest& request, std::size_t bytes) {
   const std::uint64_t stream = router.stream;
   const std::size_t number = request.ticket % kMostSlots;
   if (number >= router.num_slots()) {
-    MOE_RETURN_IF_ERROR(router.memory->lanes.Reply(number - router.num_slots(), bytes));
+    MOE_RETURN_IF_ERROR(router.memory->lanes().Reply(number - router.num_slots(), bytes));
   } else {
     MOE_RETURN_IF_ERROR(ReplyInStream(router, number, bytes));
   }

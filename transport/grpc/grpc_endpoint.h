@@ -6,10 +6,9 @@
 #include <memory>
 #include <vector>
 
-#include "transport/backoff.h"
 #include "transport/exchange_checks.h"
 #include "transport/frame_tap.h"
-#include "transport/grpc/lane_memory.h"
+#include "transport/grpc/worker_memory.h"
 #include "transport/grpc/worker_streams.h"
 #include "transport/transport.h"
 
@@ -36,19 +35,18 @@ class GrpcEndpoint final : public WorkerEndpoint {
   Status Reply(const IncomingRequest& request, std::size_t bytes) override;
 
   /// From any thread: Receive looks at its streams soon.
-  void Wake();
+  void Wake() { bell_.Ring(); }
 
  private:
   struct Router;
 
   Result<std::optional<IncomingRequest>> TakeNext();
   Result<std::optional<IncomingRequest>> TakeNextOf(std::size_t place);
-  Backoff* RungWaiting();
+  Ringing WhoRings() const;
   Result<bool> HandleNext(Deadline deadline);
   Status Handle(const WorkerStreams::Event& event);
   void Open(std::uint64_t stream, const Result<StreamHello>& hello);
   Status Admit(std::uint64_t stream, const Result<StreamHello>& hello);
-  bool TakeMemory(Router& router) const;
   void ReadOn(Router& router);
   Status TakeRequest(Router& router, FrameMessage& message);
   Result<bool> ReadRequest(Router& router, FrameMessage& message);
@@ -66,10 +64,7 @@ class GrpcEndpoint final : public WorkerEndpoint {
   WorkerStreams& streams_;
   std::vector<std::unique_ptr<Router>> routers_;  // by place, which is IncomingRequest::router; none where it is free
   std::size_t next_place_ = 0;                    // where the next search starts: routers take turns
-  std::optional<SharedBell> bell_;                // ours, for routers that share memory with us; none: nobody can
-  Backoff rung_waiting_;                          // while all routers ring it,
-  Backoff mixed_waiting_;                         // and while some do
-  TimePoint looked_at_;                           // the streams last
+  WorkerBell bell_;
   bool stopped_ = false;
   Status wrong_frame_;  // found while replying; for the next Receive
 };

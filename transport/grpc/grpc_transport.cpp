@@ -15,9 +15,6 @@
 namespace moe {
 namespace {
 
-// Between two looks at the streams of one whose frames lie in shared memory.
-constexpr std::chrono::milliseconds kLookInterval{1};
-
 WorkerId Id(std::size_t worker) { return WorkerId(static_cast<int>(worker)); }
 
 // One exchange's buffers and what is awaited of it, by worker. Kept by the transport, so that an exchange that is given

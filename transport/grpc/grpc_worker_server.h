@@ -21,9 +21,9 @@ namespace moe {
 std::string FreeLocalAddress();
 
 struct GrpcWorkerServerOptions {
-  std::string listen;      // as ParseListenAddress reads it
-  TransportLimits limits;  // a router may ask for less
-  int max_routers = 16;    // attached at a time; a further one gets RESOURCE_EXHAUSTED
+  std::string listen;         // as ParseListenAddress reads it
+  TransportLimits limits;     // a router may ask for less
+  int max_routers = 16;       // attached at a time; a further one gets RESOURCE_EXHAUSTED
   bool shared_memory = true;  // with routers on this machine that offer it
   TlsFiles tls;
   /// Served beside the data plane; they outlive the server. One that implements moe.v1.ExpertWorker (its

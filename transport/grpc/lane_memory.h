@@ -4,15 +4,14 @@
 // Either end names what it has made in the metadata that opens a stream (docs/wire-format.md).
 #pragma once
 
-#include <memory>
-#include <optional>
+#include <chrono>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "core/ids.h"
 #include "core/shared_memory.h"
 #include "core/status.h"
+#include "transport/backoff.h"
 #include "transport/doorbell.h"
 #include "transport/lanes.h"
 #include "transport/transport.h"
@@ -49,6 +48,11 @@ class LaneMemory {
   SharedMemory memory_;
   TransportLimits limits_;
 };
+
+/// How an end waits for rings. What the streams have to tell it then is that a peer has gone, or come: it looks at them
+/// every kLookInterval at most, and after each sleep.
+BackoffOptions WaitingForRings();
+inline constexpr std::chrono::milliseconds kLookInterval{1};
 
 /// Names of what a router offers to a worker.
 struct MemoryOffer {

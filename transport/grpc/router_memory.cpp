@@ -32,16 +32,4 @@ Status RouterMemory::Join(const LaneTerms& terms, Rank peer, const std::string& 
   return Status::Ok();
 }
 
-BackoffOptions WaitingForRings() {
-  using std::chrono::microseconds;
-  using std::chrono::milliseconds;
-  // As between the ranks of an MPI job on a machine whose ranks outnumber its processors (mpi_world.cpp): the spin is
-  // about what waking a sleeper takes, and gives way, as MPI's own polls do there.
-  return {.spin = microseconds(20),
-          .spin_yields = true,
-          .first_sleep = microseconds(500),
-          .active_sleep = milliseconds(2),
-          .idle_sleep = milliseconds(20)};
-}
-
 }  // namespace moe

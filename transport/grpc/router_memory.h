@@ -44,8 +44,4 @@ class RouterMemory {
   Backoff backoff_;
 };
 
-/// How an end waits that is rung, and looks at its streams now and then: what a stream has to say is that a peer has
-/// gone, or come.
-BackoffOptions WaitingForRings();
-
 }  // namespace moe
