@@ -4,11 +4,19 @@
 #include <algorithm>
 #include <cctype>
 #include <cstdint>
-#include <filesystem>
 
 #include "core/text.h"
+#include "placement/named_placement.h"
 
 namespace moe {
+namespace {
+
+std::string CheckPlacementName(const std::string& value) {
+  if (!NamesPlacementFile(value) || std::filesystem::exists(value)) return "";
+  return Cat(value, " is not linear, round_robin, eplb, auto or a file that exists");
+}
+
+}  // namespace
 
 std::string EnvironmentName(std::string flag) {
   // Of "model,--model" the one with dashes.
@@ -63,6 +71,12 @@ Choices<std::optional<WeightType>> WeightTypeChoices() {
        {WeightType::kF32, WeightType::kBf16, WeightType::kF16, WeightType::kInt8, WeightType::kInt4})
     choices.emplace(Name(type), type);
   return choices;
+}
+
+void AddNamedPlacementFlags(FlagAdder& add, std::string& placement, std::filesystem::path& loads) {
+  add.Add("--placement", placement, "linear, round_robin, eplb, auto (ours) or a placement file")
+      ->check(CheckPlacementName);
+  add.Add("--loads", loads, "JSON file with the tokens of each expert, for eplb and auto; absent: all alike");
 }
 
 }  // namespace moe

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <chrono>
+#include <filesystem>
 #include <functional>
 #include <map>
 #include <optional>
@@ -60,5 +61,8 @@ class FlagAdder {
 
   CLI::App& app_;
 };
+
+/// --placement and --loads, of which placement/named_placement.h makes a placement.
+void AddNamedPlacementFlags(FlagAdder& add, std::string& placement, std::filesystem::path& loads);
 
 }  // namespace moe

@@ -46,7 +46,7 @@ void AddMemoryFlags(FlagAdder& add, MemoryFlags& flags) {
                               "Type of the rows between router and workers");
   add.Add("--workers", m.workers, "Expert workers beside the router; 0: one process")
       ->check(CLI::Range(0, kMostWorkers));
-  add.Add("--placement", m.placement, "linear, round_robin or a placement file");
+  AddNamedPlacementFlags(add, m.placement, m.loads);
   add.Add("--redundant-experts", m.redundant_experts, "Extra slots per layer, over all workers")
       ->check(CLI::Range(0, kMostRedundant));
   AddDeviceFlag(add, flags.device);

@@ -1,21 +1,9 @@
 #include "apps/rank_flags.h"
 
 #include <CLI/CLI.hpp>
-#include <filesystem>
 #include <optional>
 
-#include "core/text.h"
-#include "placement/placement_problem.h"
-
 namespace moe {
-namespace {
-
-std::string CheckPlacementName(const std::string& value) {
-  if (ParsePlacementAlgorithm(value) || std::filesystem::exists(value)) return "";
-  return Cat(value, " is not linear, round_robin, eplb, auto or a file that exists");
-}
-
-}  // namespace
 
 void AddKvTypeFlag(FlagAdder& add, KvType& type) {
   add.AddChoice<KvType>("--kv-type", type, {{"f32", KvType::kF32}, {"bf16", KvType::kBf16}}, "f32",
@@ -43,9 +31,7 @@ void AddExpertFlags(FlagAdder& add, RankOptions& o) {
       "--weight-type", o.weight_type, WeightTypeChoices(), "auto",
       "Type that weights are held in; auto: the narrowest that loses nothing of what is stored");
   AddWeightCacheFlag(add, o.weight_cache);
-  add.Add("--placement", o.placement, "linear, round_robin, eplb, auto (ours) or a placement file")
-      ->check(CheckPlacementName);
-  add.Add("--loads", o.loads, "JSON file with the tokens of each expert, for eplb and auto; absent: all alike");
+  AddNamedPlacementFlags(add, o.placement, o.loads);
   add.Add("--redundant-experts", o.redundant_experts, "Extra slots per layer, over all workers")
       ->check(CLI::Range(0, 1'000'000));
   add.AddChoice<TransportChoice>(

@@ -12,8 +12,7 @@
 #include "model/migration_format.h"
 #include "model/tensor_check.h"
 #include "model/weight_bytes.h"
-#include "placement/loads_file.h"
-#include "placement/placement_problem.h"
+#include "placement/named_placement.h"
 
 namespace moe {
 namespace {
@@ -39,40 +38,12 @@ void ArrangeThreads(const RankOptions& options, const RankPlace& place, RankSetu
   (void)sched_setaffinity(0, sizeof(slice), &slice);
 }
 
-Result<Placement> PlaceByAlgorithm(PlacementAlgorithm algorithm, const RankOptions& options,
-                                   const PlacementShape& shape) {
-  PlacementProblem problem{.num_experts = shape.num_experts,
-                           .workers = shape.workers,
-                           .slots = shape.num_experts + shape.redundant_experts,
-                           .loads = UniformLoads(shape.layers, shape.num_experts)};
-  if (!options.loads.empty()) {
-    MOE_ASSIGN_OR_RETURN(problem.loads, ReadLoadsFile(options.loads, shape.layers, shape.num_experts));
-  }
-  Result<Placement> placement = MakePlacement(algorithm, problem);
-  if (!placement.ok())
-    return placement.status().WithContext(
-        Cat("--placement ", options.placement, " --redundant-experts ", shape.redundant_experts));
-  return placement;
-}
-
 Result<Placement> PlaceExperts(const RankOptions& options, const RankSetup& setup) {
-  const PlacementShape shape{.num_experts = setup.config.num_experts(),
+  return MakeNamedPlacement({.num_experts = setup.config.num_experts(),
                              .workers = setup.topology.workers,
                              .layers = setup.config.sparse_layers(),
-                             .redundant_experts = options.redundant_experts};
-  const std::optional<PlacementAlgorithm> algorithm = ParsePlacementAlgorithm(options.placement);
-  const bool weighs = algorithm == PlacementAlgorithm::kEplb || algorithm == PlacementAlgorithm::kAuto;
-  if (!weighs && !options.loads.empty())
-    return InvalidArgument("--loads ", options.loads.string(), ": --placement ", options.placement,
-                           " does not weigh loads (eplb and auto do)");
-  if (algorithm) return PlaceByAlgorithm(*algorithm, options, shape);
-  if (shape.redundant_experts > 0)
-    return InvalidArgument("--redundant-experts ", shape.redundant_experts,
-                           ": a placement file says itself who is replicated");
-  MOE_ASSIGN_OR_RETURN(Placement placement, ReadPlacementFile(options.placement));
-  if (const Status status = CheckPlacement(placement, shape); !status.ok())
-    return status.WithContext(Cat("placement file ", options.placement));
-  return placement;
+                             .redundant_experts = options.redundant_experts},
+                            options.placement, options.loads);
 }
 
 /// Where what is quantized of the model is kept, if it is.

@@ -1,30 +1,18 @@
 #include "bench/plan/memory_plan.h"
 
 #include <algorithm>
-#include <cmath>
+
+#include "placement/named_placement.h"
 
 namespace moe {
 namespace {
 
-bool IsFile(const std::string& placement) { return placement != "linear" && placement != "round_robin"; }
-
-PlacementShape ShapeFor(const ModelConfig& config, const MemoryOptions& options, int workers) {
-  return {.num_experts = config.num_experts(),
-          .workers = workers,
-          .layers = config.sparse_layers(),
-          .redundant_experts = options.redundant_experts};
-}
-
-Result<Placement> MakePlacement(const PlacementShape& shape, const std::string& placement) {
-  if (placement == "linear") return LinearPlacement(shape);
-  if (placement == "round_robin") return RoundRobinPlacement(shape);
-  if (shape.redundant_experts > 0)
-    return InvalidArgument("redundant_experts ", shape.redundant_experts,
-                           ": a placement file says itself who is replicated");
-  MOE_ASSIGN_OR_RETURN(Placement read, ReadPlacementFile(placement));
-  if (const Status status = CheckPlacement(read, shape); !status.ok())
-    return status.WithContext(Cat("placement file ", placement));
-  return read;
+Result<Placement> PlaceExperts(const ModelConfig& config, const MemoryOptions& options, int workers) {
+  return MakeNamedPlacement({.num_experts = config.num_experts(),
+                             .workers = workers,
+                             .layers = config.sparse_layers(),
+                             .redundant_experts = options.redundant_experts},
+                            options.placement, options.loads);
 }
 
 /// What one worker holds of a placement.
@@ -95,14 +83,14 @@ bool AllFit(const std::vector<RankMemory>& ranks, std::uint64_t usable) {
 Result<std::vector<RankMemory>> RanksFor(const ModelConfig& config, const Shares& shares, const MemoryOptions& options,
                                          int workers) {
   const int hosts = std::max(workers, 1);
-  MOE_ASSIGN_OR_RETURN(const Placement placement, MakePlacement(ShapeFor(config, options, hosts), options.placement));
+  MOE_ASSIGN_OR_RETURN(const Placement placement, PlaceExperts(config, options, hosts));
   return Ranks(shares, HostedBy(placement, shares.weights, hosts), workers == 0);
 }
 
 /// Tries one process, then ever more workers, beginning where the experts' bytes alone would fit.
 std::optional<int> SmallestWorkers(const ModelConfig& config, const Shares& shares, const MemoryOptions& options,
                                    std::uint64_t usable) {
-  if (IsFile(options.placement)) return std::nullopt;
+  if (NamesPlacementFile(options.placement)) return std::nullopt;
   const auto fits = [&](int workers) {
     const auto ranks = RanksFor(config, shares, options, workers);
     return ranks.ok() && AllFit(*ranks, usable);

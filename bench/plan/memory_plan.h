@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,7 +20,8 @@ struct MemoryOptions {
   KvShape kv;
   StepShape step;
   int workers = 0;                   // 0: router and experts in one process
-  std::string placement = "linear";  // or "round_robin", or a placement file
+  std::string placement = "linear";  // linear, round_robin, eplb, auto or a placement file
+  std::filesystem::path loads;       // for eplb and auto; empty: uniform
   int redundant_experts = 0;
   std::uint64_t device_bytes = 0;  // of each rank
   double usable_share = 1;         // of device_bytes

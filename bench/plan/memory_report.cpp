@@ -76,6 +76,7 @@ Json AssumptionsJson(const MemoryReport& report) {
           {"exchange_type", Name(o.step.exchange_type)},
           {"workers", o.workers},
           {"placement", o.placement},
+          {"loads", o.loads.empty() ? Json(nullptr) : Json(o.loads.string())},
           {"redundant_experts", o.redundant_experts},
           {"device", report.device},
           {"device_memory", o.device_bytes},
@@ -98,8 +99,9 @@ std::string AssumptionLines(const MemoryReport& report) {
     text += Cat("The model was made for ",
                 WithSeparators(static_cast<std::uint64_t>(report.model.config.context_length)), " positions.\n");
   text += o.workers == 0 ? "One process holds everything. "
-                         : Cat("A router and ", o.workers, " workers, placement ", o.placement, ", ",
-                               o.redundant_experts, " extra slots a layer. ");
+                         : Cat("A router and ", o.workers, " workers, placement ", o.placement,
+                               o.loads.empty() ? "" : Cat(" by ", o.loads.string()), ", ", o.redundant_experts,
+                               " extra slots a layer. ");
   const double share = static_cast<double>(o.device_bytes) * o.usable_share;
   text += Cat("Each rank may use ", ShortBytes(share), ": ", Significant(100 * o.usable_share, 3), " % of ",
               Bytes(o.device_bytes), " (", report.device, ").\n");

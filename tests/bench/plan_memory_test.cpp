@@ -79,7 +79,7 @@ TEST(MemoryPlan, ReplicasTakeRoom) {
   EXPECT_EQ(plan.ranks[1].slots, 8u * 32);
   EXPECT_EQ(plan.ranks[2].slots, 8u * 32);
   options.redundant_experts = 9;
-  EXPECT_THAT(ErrorOf(options), HasSubstr("redundant experts 9"));
+  EXPECT_THAT(ErrorOf(options), HasSubstr("--redundant-experts 9"));
 }
 
 TEST(MemoryPlan, FindsTheFewestWorkers) {
@@ -135,6 +135,20 @@ TEST(MemoryPlan, OnlyAShareOfTheDeviceIsUsed) {
 TEST(MemoryPlan, ATiedTableIsHeldTwice) {
   const MemoryPlan plan = Plan("llama-3.2-1b", Options(0, 80 * kGB));
   EXPECT_EQ(plan.ranks[0].weights, plan.weights.total + 2u * 128256 * 2048);
+}
+
+TEST(MemoryPlan, TakesThePlacementsOfADeployment) {
+  MemoryOptions options = Options(3, 40 * kGB);
+  options.placement = "round_robin";
+  EXPECT_EQ(Plan("mixtral-8x7b", options).ranks[3].slots, 2u * 32);
+  options.placement = "auto";
+  EXPECT_EQ(Plan("mixtral-8x7b", options).smallest_workers, 3);
+  options.placement = "eplb";
+  EXPECT_THAT(ErrorOf(options), HasSubstr("8 slots cannot be divided evenly by 3"));
+  options.workers = 2;
+  const MemoryPlan plan = Plan("mixtral-8x7b", options);
+  EXPECT_EQ(plan.ranks[1].slots, 4u * 32);
+  EXPECT_EQ(plan.smallest_workers, 4) << "three do not divide the slots";
 }
 
 TEST(MemoryPlan, FollowsAPlacementFile) {
