@@ -2,12 +2,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "bench/plan/memory_plan.h"
 #include "bench/plan/memory_report.h"
 #include "tests/bench/plan_models.h"
+#include "tests/temporary_folder.h"
 
 namespace moe {
 namespace {
@@ -152,13 +152,14 @@ TEST(MemoryPlan, TakesThePlacementsOfADeployment) {
 }
 
 TEST(MemoryPlan, FollowsAPlacementFile) {
-  const std::string path = testing::TempDir() + "/plan-placement.json";
+  const TemporaryFolder folder;
   nlohmann::json layers = nlohmann::json::array();
   for (int layer = 0; layer < 32; ++layer)
     layers.push_back({{"layer", layer}, {"slots", {{0, 1, 2, 3, 4, 5}, {5, 6, 7}}}});
-  std::ofstream(path) << nlohmann::json{{"schema", 1}, {"num_experts", 8}, {"workers", 2}, {"layers", layers}};
+  folder.Write("placement.json",
+               nlohmann::json{{"schema", 1}, {"num_experts", 8}, {"workers", 2}, {"layers", layers}}.dump());
   MemoryOptions options = Options(2, 80 * kGB);
-  options.placement = path;
+  options.placement = folder.path() / "placement.json";
   const MemoryPlan plan = Plan("mixtral-8x7b", options);
   EXPECT_EQ(plan.ranks[1].slots, 6u * 32);
   EXPECT_EQ(plan.ranks[2].slots, 3u * 32);

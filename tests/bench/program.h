@@ -8,26 +8,19 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <fstream>
 #include <sstream>
 #include <string>
 
 #include "core/text.h"
 #include "test_folders.h"
+#include "tests/temporary_folder.h"
 
 namespace moe {
 
 class Program : public testing::Test {
  protected:
   explicit Program(std::string name = "moe_bench") : name_(std::move(name)) {}
-
-  void SetUp() override {
-    std::string folder = testing::TempDir() + "/" + name_ + "-XXXXXX";
-    ASSERT_NE(mkdtemp(folder.data()), nullptr);
-    folder_ = folder;
-  }
-  void TearDown() override { ASSERT_EQ(std::system(("rm -r '" + folder_ + "'").c_str()), 0); }
 
   struct Outcome {
     int exit_code = -1;
@@ -73,7 +66,8 @@ class Program : public testing::Test {
   }
 
   const std::string name_;
-  std::string folder_;
+  const TemporaryFolder temporary_;
+  const std::string folder_ = temporary_.path();
 };
 
 }  // namespace moe

@@ -2,13 +2,13 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <cstdio>
-#include <fstream>
 #include <set>
+#include <string>
+#include <string_view>
 
 #include "core/text.h"
+#include "tests/temporary_folder.h"
 
 namespace moe {
 namespace {
@@ -20,14 +20,11 @@ const ServedModel kModel{.name = "toy", .vocab_size = kVocabulary, .context_leng
 
 class TextFile {
  public:
-  explicit TextFile(const std::string& text) : path_(Cat(testing::TempDir(), "moe-workload-", getpid(), ".txt")) {
-    std::ofstream(path_, std::ios::binary) << text;
-  }
-  ~TextFile() { std::remove(path_.c_str()); }
-  const std::string& path() const { return path_; }
+  explicit TextFile(std::string_view text) { folder_.Write("some.txt", text); }
+  std::string path() const { return folder_.path() / "some.txt"; }
 
  private:
-  std::string path_;
+  const TemporaryFolder folder_;
 };
 
 Workload Create(const WorkloadOptions& options) {

@@ -1,22 +1,18 @@
 #include "core/replace_file.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <fstream>
 #include <iterator>
 #include <string>
+
+#include "tests/temporary_folder.h"
 
 namespace moe {
 namespace {
 
 class ReplaceFileTest : public ::testing::Test {
  protected:
-  ReplaceFileTest() : folder_(std::filesystem::temp_directory_path() / ("moe-replace-" + std::to_string(getpid()))) {
-    std::filesystem::create_directory(folder_);
-  }
-  ~ReplaceFileTest() override { std::filesystem::remove_all(folder_); }
-
   static std::string Text(const std::filesystem::path& path) {
     std::ifstream file(path, std::ios::binary);
     return {std::istreambuf_iterator<char>(file), {}};
@@ -26,7 +22,8 @@ class ReplaceFileTest : public ::testing::Test {
     return std::distance(begin(all), end(all));
   }
 
-  const std::filesystem::path folder_;
+  const TemporaryFolder temporary_;
+  const std::filesystem::path folder_ = temporary_.path();
 };
 
 TEST_F(ReplaceFileTest, TakesThePlaceOfWhatWasThere) {

@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <set>
 #include <string>
@@ -15,6 +14,7 @@
 #include "model/weight_cache.h"
 #include "placement/placement.h"
 #include "test_folders.h"
+#include "tests/temporary_folder.h"
 
 namespace moe {
 namespace {
@@ -288,8 +288,7 @@ TEST_F(ExpertShardTest, ThreadsDoNotChangeTheWeights) {
 // What few workers have kept, many find, and what is kept already is not written again.
 TEST_F(ExpertShardTest, AnotherTopologyReadsWhatWasKept) {
   const Result<Checkpoint> checkpoint = Checkpoint::Open(folder_);
-  std::string name = ::testing::TempDir() + "/moe-shard-XXXXXX";
-  ASSERT_NE(mkdtemp(name.data()), nullptr);
+  const TemporaryFolder kept_in;
   ThreadPool pool(2);
   const auto load = [&](const Placement& placement, int worker, WeightCache* cache) {
     const WeightForm form(WeightTypes(WeightType::kInt4), cache);
@@ -298,14 +297,14 @@ TEST_F(ExpertShardTest, AnotherTopologyReadsWhatWasKept) {
     return *std::move(shard);
   };
   for (const int worker : {0, 1}) {
-    WeightCache cache(name, *checkpoint);
+    WeightCache cache(kept_in.path(), *checkpoint);
     load(*LinearPlacement(Shape(2)), worker, &cache);
     EXPECT_EQ(cache.report().files_written, 3u * 3) << "its own experts";
   }
   const Placement placement = *RoundRobinPlacement(Shape(4, 3));
   for (int worker = 0; worker < 4; ++worker) {
     const std::uint64_t before = checkpoint->mapped_bytes();
-    WeightCache cache(name, *checkpoint);
+    WeightCache cache(kept_in.path(), *checkpoint);
     const ExpertShard kept = load(placement, worker, &cache);
     EXPECT_EQ(checkpoint->mapped_bytes(), before) << "the checkpoint is left alone";
     EXPECT_EQ(cache.report().files_written, 0u);
@@ -323,7 +322,6 @@ TEST_F(ExpertShardTest, AnotherTopologyReadsWhatWasKept) {
       }
     }
   }
-  std::filesystem::remove_all(name);
 }
 
 TEST_F(ExpertShardTest, TheFirstSlotThatFailsIsTheError) {

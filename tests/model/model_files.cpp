@@ -1,7 +1,6 @@
 #include "tests/model/model_files.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <stdexcept>
@@ -10,29 +9,6 @@
 #include "test_folders.h"
 
 namespace moe {
-
-TemporaryFolder::TemporaryFolder() {
-  std::string name = (std::filesystem::temp_directory_path() / "moe-test-XXXXXX").string();
-  if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary folder: " + name);
-  path_ = name;
-}
-
-TemporaryFolder::~TemporaryFolder() {
-  std::error_code error;
-  std::filesystem::remove_all(path_, error);
-}
-
-void TemporaryFolder::Write(const std::string& name, std::string_view bytes) const {
-  std::ofstream out(path_ / name, std::ios::binary | std::ios::trunc);
-  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  if (!out) throw std::runtime_error("cannot write " + name);
-}
-
-void TemporaryFolder::CopyFrom(const std::filesystem::path& source) const {
-  for (const auto& entry : std::filesystem::directory_iterator(source)) {
-    if (entry.is_regular_file()) std::filesystem::copy_file(entry.path(), path_ / entry.path().filename());
-  }
-}
 
 std::string RawSafetensors(std::string_view header, std::string_view data) {
   std::string file;

@@ -1,4 +1,4 @@
-// Model folders for tests: temporary ones, safetensors files byte by byte, and those of the repository.
+// Files of models for tests: safetensors files byte by byte, and those of the repository.
 #pragma once
 
 #include <cstdint>
@@ -7,24 +7,9 @@
 #include <string_view>
 #include <vector>
 
+#include "tests/temporary_folder.h"
+
 namespace moe {
-
-/// An empty folder that goes with its contents at the end.
-class TemporaryFolder {
- public:
-  TemporaryFolder();
-  ~TemporaryFolder();
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-
-  const std::filesystem::path& path() const { return path_; }
-  void Write(const std::string& name, std::string_view bytes) const;
-  /// Copies the files of `source`, without its folders.
-  void CopyFrom(const std::filesystem::path& source) const;
-
- private:
-  std::filesystem::path path_;
-};
 
 /// One tensor and its bytes as they go into a file.
 struct TestTensor {

@@ -2,41 +2,21 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <fstream>
+#include "tests/placement/file_test.h"
 
 namespace moe {
 namespace {
 
 using ::testing::HasSubstr;
 
-class LoadsFile : public ::testing::Test {
+class LoadsFile : public FileTest<std::vector<LayerLoad>> {
  protected:
-  LoadsFile()
-      : path_(std::filesystem::temp_directory_path() /
-              ("moe-loads-" + std::to_string(getpid()) + "-" +
-               ::testing::UnitTest::GetInstance()->current_test_info()->name() + ".json")) {}
-  ~LoadsFile() override {
-    std::error_code error;
-    std::filesystem::remove(path_, error);
-  }
-
-  void Write(std::string_view text) { std::ofstream(path_, std::ios::binary | std::ios::trunc) << text; }
-  std::string Refusal(std::string_view text) {
-    Write(text);
-    const Status status = ReadLoadsFile(path_).status();
-    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << text;
-    EXPECT_THAT(status.message(), HasSubstr(path_.filename().string()));
-    return status.message();
-  }
-
-  std::filesystem::path path_;
+  LoadsFile() : FileTest(ReadLoadsFile) {}
 };
 
 TEST_F(LoadsFile, HasTokensByLayerAndExpert) {
-  Write(R"({"layers": [[1, 2.5, 0], [7, 8, 9]]})");
-  const Result<std::vector<LayerLoad>> loads = ReadLoadsFile(path_);
+  const Result<std::vector<LayerLoad>> loads = Read(R"({"layers": [[1, 2.5, 0], [7, 8, 9]]})");
   ASSERT_TRUE(loads.ok()) << loads.status().message();
   ASSERT_EQ(loads->size(), 2u);
   EXPECT_EQ((*loads)[0].layer, 0);
@@ -46,22 +26,22 @@ TEST_F(LoadsFile, HasTokensByLayerAndExpert) {
 }
 
 TEST_F(LoadsFile, MayNameLayersAndHaveSamples) {
-  Write(R"({"layers": [[3, 3], [4, 4]], "layer_indices": [3, 7], "samples": [[[1, 2], [4, 0]], [[2, 1], [0, 4]]]})");
-  const Result<std::vector<LayerLoad>> loads = ReadLoadsFile(path_);
+  const Result<std::vector<LayerLoad>> loads =
+      Read(R"({"layers": [[3, 3], [4, 4]], "layer_indices": [3, 7], "samples": [[[1, 2], [4, 0]], [[2, 1], [0, 4]]]})");
   ASSERT_TRUE(loads.ok()) << loads.status().message();
   EXPECT_EQ((*loads)[1].layer, 7);
   EXPECT_EQ((*loads)[1].samples, (std::vector<std::vector<double>>{{4, 0}, {0, 4}}));
 }
 
 TEST_F(LoadsFile, OfAModelTakesItsLayers) {
-  Write(R"({"layers": [[1, 2], [3, 4]]})");
+  ASSERT_TRUE(Read(R"({"layers": [[1, 2], [3, 4]]})").ok());
   const Result<std::vector<LayerLoad>> loads = ReadLoadsFile(path_, {1, 3}, 2);
   ASSERT_TRUE(loads.ok()) << loads.status().message();
   EXPECT_EQ((*loads)[0].layer, 1);
   EXPECT_EQ((*loads)[1].layer, 3);
   EXPECT_THAT(ReadLoadsFile(path_, {1}, 2).status().message(), HasSubstr("has 2 layers, the model has 1"));
   EXPECT_THAT(ReadLoadsFile(path_, {1, 3}, 8).status().message(), HasSubstr("has 2 experts, the model has 8"));
-  Write(R"({"layers": [[1, 2], [3, 4]], "layer_indices": [1, 2]})");
+  ASSERT_TRUE(Read(R"({"layers": [[1, 2], [3, 4]], "layer_indices": [1, 2]})").ok());
   EXPECT_THAT(ReadLoadsFile(path_, {1, 3}, 2).status().message(), HasSubstr("layer_indices[1] 2"));
 }
 

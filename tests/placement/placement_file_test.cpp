@@ -1,14 +1,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "placement/placement.h"
+#include "tests/placement/file_test.h"
 
 namespace moe {
 namespace {
@@ -16,30 +15,9 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
-class PlacementFile : public ::testing::Test {
+class PlacementFile : public FileTest<Placement> {
  protected:
-  PlacementFile()
-      : path_(std::filesystem::temp_directory_path() /
-              ("moe-placement-" + std::to_string(getpid()) + "-" +
-               ::testing::UnitTest::GetInstance()->current_test_info()->name() + ".json")) {}
-  ~PlacementFile() override {
-    std::error_code error;
-    std::filesystem::remove(path_, error);
-  }
-
-  Result<Placement> Read(std::string_view text) {
-    std::ofstream(path_, std::ios::binary | std::ios::trunc) << text;
-    return ReadPlacementFile(path_);
-  }
-  /// The message for a file that must be refused; it names the file.
-  std::string Refusal(std::string_view text) {
-    const Status status = Read(text).status();
-    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << text;
-    EXPECT_THAT(status.message(), HasSubstr(path_.string()));
-    return status.message();
-  }
-
-  std::filesystem::path path_;
+  PlacementFile() : FileTest(ReadPlacementFile) {}
 };
 
 TEST_F(PlacementFile, ReadsTheExampleOfTheDocumentation) {

@@ -2,17 +2,16 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <random>
 #include <string>
 
 #include "placement/trace_bytes.h"
 #include "placement/trace_loads.h"
+#include "tests/temporary_folder.h"
 
 namespace moe {
 namespace {
@@ -249,11 +248,10 @@ TEST(TraceFile, AnswersWhateverTheHeaderHolds) {
 
 class TraceLoadsTest : public testing::Test {
  protected:
-  ~TraceLoadsTest() override { std::filesystem::remove(path_); }
-  void Write(const std::string& text) const { std::ofstream(path_, std::ios::binary) << text; }
+  void Write(const std::string& text) const { folder_.Write("some.moetrace", text); }
 
-  const std::filesystem::path path_ =
-      std::filesystem::temp_directory_path() / Cat("moe-trace-loads-", ::getpid(), ".moetrace");
+  const TemporaryFolder folder_;
+  const std::filesystem::path path_ = folder_.path() / "some.moetrace";
 };
 
 TEST_F(TraceLoadsTest, CountsWhatWasSentByLayerAndWindow) {

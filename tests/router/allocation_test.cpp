@@ -1,7 +1,6 @@
 // A binary of its own: it counts every operator new, on every thread. A step that allocates waits for the allocator's
 // locks, and for whoever else holds them.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
 
@@ -11,6 +10,7 @@
 #include "tests/contract/allocation_count.h"
 #include "tests/router/engine_harness.h"
 #include "tests/router/identity.h"
+#include "tests/temporary_folder.h"
 
 namespace moe {
 namespace {
@@ -111,10 +111,10 @@ TEST(StepAllocation, MicroBatchesAllocateNothing) {
 }
 
 TEST(StepAllocation, TracesAllocateNothing) {
-  const std::filesystem::path trace =
-      std::filesystem::temp_directory_path() / Cat("moe-allocation-", ::getpid(), ".moetrace");
-  EXPECT_EQ(SteadyAllocations(Options(3, 1), {Greedy({4, 5}, 200), Greedy(RandomTokens(1, 1500, 200), 2)}, trace), 0u);
-  std::filesystem::remove(trace);
+  const TemporaryFolder folder;
+  EXPECT_EQ(SteadyAllocations(Options(3, 1), {Greedy({4, 5}, 200), Greedy(RandomTokens(1, 1500, 200), 2)},
+                              folder.path() / "some.moetrace"),
+            0u);
 }
 
 TEST(StepAllocation, SyntheticRoutingAllocatesNothing) {

@@ -2,7 +2,6 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <future>
@@ -11,6 +10,7 @@
 #include "placement/trace_loads.h"
 #include "router/trace_control.h"
 #include "tests/router/engine_harness.h"
+#include "tests/temporary_folder.h"
 
 namespace moe {
 namespace {
@@ -21,10 +21,7 @@ constexpr std::uint64_t kAmple = std::uint64_t{1} << 30;
 
 class TraceTest : public testing::Test {
  protected:
-  TraceTest() { std::filesystem::create_directories(folder_); }
-  ~TraceTest() override { std::filesystem::remove_all(folder_); }
-
-  std::filesystem::path Path(const std::string& name) const { return folder_ / name; }
+  std::filesystem::path Path(const std::string& name) const { return folder_.path() / name; }
 
   static TraceControl::Setup SetupOf(const EngineHarness& harness, std::uint64_t limit = kAmple) {
     return {.header = MakeTraceHeader(harness.config(), harness.placement()),
@@ -32,7 +29,7 @@ class TraceTest : public testing::Test {
             .limit_bytes = limit};
   }
 
-  const std::filesystem::path folder_ = std::filesystem::temp_directory_path() / Cat("moe-traces-", ::getpid());
+  const TemporaryFolder folder_;
 };
 
 std::vector<SequenceRequest> SomeRequests(const ModelConfig& config) {

@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "tests/temporary_folder.h"
+
 namespace moe {
 namespace {
 
@@ -74,13 +76,11 @@ TEST(ListenAddressTest, RefusesLocalSocketsThatCannotBe) {
 // A folder, and in it sockets as servers leave them.
 class LocalSockets : public testing::Test {
  protected:
-  void SetUp() override { ASSERT_NE(mkdtemp(folder_.data()), nullptr); }
   void TearDown() override {
     for (const int descriptor : open_) close(descriptor);
-    std::filesystem::remove_all(folder_);
   }
 
-  std::string Path(const std::string& name) const { return folder_ + "/" + name; }
+  std::string Path(const std::string& name) const { return folder_.path() / name; }
   /// Bound, and listened on while the test runs.
   void Listen(const std::string& path) {
     sockaddr_un address{};
@@ -104,7 +104,7 @@ class LocalSockets : public testing::Test {
   }
 
  private:
-  std::string folder_ = testing::TempDir() + "moe_sockets_XXXXXX";
+  const TemporaryFolder folder_;
   std::vector<int> open_;
 };
 

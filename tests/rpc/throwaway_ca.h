@@ -8,6 +8,7 @@
 #include "core/check.h"
 #include "core/text.h"
 #include "rpc/tls.h"
+#include "tests/temporary_folder.h"
 
 namespace moe {
 
@@ -15,9 +16,6 @@ class ThrowawayCa {
  public:
   /// Makes a CA, and certificates "server" and "client" for 127.0.0.1 and localhost.
   explicit ThrowawayCa(const std::string& name) {
-    std::string pattern = (std::filesystem::temp_directory_path() / Cat("moe_", name, "_XXXXXX")).string();
-    MOE_CHECK(mkdtemp(pattern.data()) != nullptr);
-    folder_ = pattern;
     Run(Cat("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj '/CN=moe test ", name,
             "' -keyout ca.key -out ca.pem"));
     for (const char* who : {"server", "client"}) {
@@ -27,24 +25,21 @@ class ThrowawayCa {
               ".csr -CA ca.pem -CAkey ca.key -CAcreateserial -extfile ", who, ".ext -out ", who, ".pem"));
     }
   }
-  ~ThrowawayCa() { std::filesystem::remove_all(folder_); }
-  ThrowawayCa(const ThrowawayCa&) = delete;
-  ThrowawayCa& operator=(const ThrowawayCa&) = delete;
 
-  std::filesystem::path ca() const { return folder_ / "ca.pem"; }
+  std::filesystem::path ca() const { return folder_.path() / "ca.pem"; }
   TlsFiles Files(const std::string& who, bool with_ca) const {
-    return {.certificate = folder_ / (who + ".pem"),
-            .key = folder_ / (who + ".key"),
+    return {.certificate = folder_.path() / (who + ".pem"),
+            .key = folder_.path() / (who + ".key"),
             .ca = with_ca ? ca() : std::filesystem::path()};
   }
 
  private:
   void Run(const std::string& command) const {
-    const std::string whole = Cat("cd ", folder_.string(), " && (", command, ") > log 2>&1");
+    const std::string whole = Cat("cd ", folder_.path().string(), " && (", command, ") > log 2>&1");
     MOE_CHECK(std::system(whole.c_str()) == 0, "openssl makes no certificate");
   }
 
-  std::filesystem::path folder_;
+  const TemporaryFolder folder_;
 };
 
 }  // namespace moe

@@ -11,6 +11,7 @@
 #include "bench/engine/local_workers.h"
 #include "ranks/router_engine.h"
 #include "test_folders.h"
+#include "tests/temporary_folder.h"
 
 namespace moe {
 namespace {
@@ -62,17 +63,13 @@ std::uint64_t WriteTrace(const std::filesystem::path& path, const TraceHeader& h
 class ReplayTest : public testing::Test {
  protected:
   void SetUp() override {
-    std::string folder = testing::TempDir() + "/replay-XXXXXX";
-    ASSERT_NE(mkdtemp(folder.data()), nullptr);
-    folder_ = folder;
-    options_ = {.trace = folder_ / "some.moetrace", .repetitions = 2, .calibrate = 3};
+    options_ = {.trace = folder_.path() / "some.moetrace", .repetitions = 2, .calibrate = 3};
     const RankSetup setup = *PrepareLocalWorkers(Model(0), 1);
     header_ = MakeTraceHeader(setup.config, setup.placement);
     header_.model = "another";
     header_.routing = "zipf:1";
     sent_ = WriteTrace(options_.trace, header_);
   }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
 
   Result<ReplayResult> Run(int workers, int redundant) {
     const RankSetup setup = *PrepareLocalWorkers(Model(redundant), workers);
@@ -82,7 +79,7 @@ class ReplayTest : public testing::Test {
     return RunReplay(options_, setup, pool, local->transport(), [&](std::size_t pass) { EXPECT_EQ(pass, passes_++); });
   }
 
-  std::filesystem::path folder_;
+  const TemporaryFolder folder_;
   ReplayOptions options_;
   TraceHeader header_;
   std::uint64_t sent_ = 0;  // pairs in the trace
@@ -157,7 +154,7 @@ TEST_F(ReplayTest, RefusesTracesOfAnotherShape) {
     for (int expert = 8; expert < 16; ++expert) layer.slots[0].push_back(expert);
   EXPECT_THAT(refusal(other), HasSubstr("16 experts"));
   EXPECT_THAT(refusal(header_), "");
-  options_.trace = folder_ / "none.moetrace";
+  options_.trace = folder_.path() / "none.moetrace";
   EXPECT_EQ(Run(1, 0).status().code(), StatusCode::kNotFound);
 }
 
