@@ -20,21 +20,13 @@ json Sizes(const std::string& model_type) {
           {"rms_norm_eps", 1e-5}};
 }
 
-template <typename T>
-T Must(Result<T> result) {
-  if (!result.ok()) throw std::runtime_error(result.status().message());
-  return *std::move(result);
-}
-
 }  // namespace
 
-Opened OpenModel(const std::filesystem::path& folder) {
-  return {Must(ReadModelConfig(folder)), Must(Checkpoint::Open(folder))};
-}
+Opened OpenModel(const std::filesystem::path& folder) { return {*ReadModelConfig(folder), *Checkpoint::Open(folder)}; }
 
 DenseWeights LoadDense(const Opened& model, WeightType type, int threads) {
   ThreadPool pool(threads);
-  return Must(LoadDenseWeights(model.config, model.checkpoint, type, pool));
+  return *LoadDenseWeights(model.config, model.checkpoint, type, pool);
 }
 
 std::string F32Bytes(const std::vector<float>& values) {
@@ -43,7 +35,7 @@ std::string F32Bytes(const std::vector<float>& values) {
 
 SmallModel::SmallModel(json config) : config_(std::move(config)) {
   folder_.Write("config.json", config_.dump());
-  const ModelConfig read = Must(ReadModelConfig(folder_.path()));
+  const ModelConfig read = *ReadModelConfig(folder_.path());
   Add(OuterTensors(read));
   for (int layer = 0; layer < read.num_layers(); ++layer) {
     Add(LayerTensors(read, layer));

@@ -20,12 +20,6 @@ constexpr std::uint64_t kMaxGoldenBytes = 16 << 20;
 constexpr double kNoises = 8;
 constexpr double kLeastTolerance = 1e-4;
 
-template <typename T>
-T Must(Result<T> result) {
-  if (!result.ok()) throw std::runtime_error(result.status().message());
-  return *std::move(result);
-}
-
 const JsonValue& Member(const JsonValue& object, std::string_view key) {
   const JsonValue* value = object.Find(key);
   if (value == nullptr) throw std::runtime_error(Cat("golden.json has no key ", key));
@@ -59,12 +53,14 @@ GoldenPrompt ReadPrompt(const JsonValue& object) {
 double Tolerance(double noise) { return std::max(kNoises * noise, kLeastTolerance); }
 
 std::map<std::string, GoldenTensor> ReadTensors(const std::filesystem::path& path) {
-  const std::string file = Must(ReadSmallFile(path, kMaxGoldenBytes));
+  const Result<std::string> read = ReadSmallFile(path, kMaxGoldenBytes);
+  const std::string& file = *read;
   std::uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, file.data(), sizeof(header_bytes));
   const std::string_view header = std::string_view(file).substr(kSafetensorsPrefixBytes, header_bytes);
   std::map<std::string, GoldenTensor> tensors;
-  for (const auto& [name, info] : Must(ParseSafetensorsHeader(header, file.size(), 0))) {
+  const auto infos = ParseSafetensorsHeader(header, file.size(), 0);
+  for (const auto& [name, info] : *infos) {
     GoldenTensor tensor{.shape = info.shape};
     if (info.dtype == "F32") {
       tensor.floats.resize(info.elements());
@@ -89,7 +85,7 @@ const GoldenTensor& Golden::tensor(const std::string& name) const {
 }
 
 Golden ReadGolden(const std::filesystem::path& folder) {
-  const JsonValue json = Must(ReadJsonFile(folder / "golden.json", kMaxGoldenBytes));
+  const JsonValue json = *ReadJsonFile(folder / "golden.json", kMaxGoldenBytes);
   Golden golden{.logit_tolerance = Tolerance(Number(json, "fp32_noise")),
                 .tensors = ReadTensors(folder / "golden.safetensors")};
   if (json.Find("fp32_noise_hidden") != nullptr) {
@@ -101,7 +97,7 @@ Golden ReadGolden(const std::filesystem::path& folder) {
 }
 
 BundledGolden ReadBundledGolden(const std::filesystem::path& folder) {
-  const JsonValue json = Must(ReadJsonFile(folder / "golden.json", kMaxGoldenBytes));
+  const JsonValue json = *ReadJsonFile(folder / "golden.json", kMaxGoldenBytes);
   BundledGolden golden;
   for (const JsonValue& prompt : List(json, "prompts"))
     golden.prompts.push_back({.ids = TokenIds(prompt, "prompt_ids"), .greedy = TokenIds(prompt, "greedy_ids")});

@@ -13,12 +13,6 @@
 namespace moe {
 namespace {
 
-template <typename T>
-T Must(Result<T> result) {
-  if (!result.ok()) throw std::runtime_error(result.status().message());
-  return *std::move(result);
-}
-
 std::vector<float> Copy(MatrixView<const float> view) {
   std::vector<float> values;
   for (std::size_t row = 0; row < view.rows(); ++row)
@@ -78,10 +72,10 @@ std::uint32_t ArgMax(std::span<const float> values) {
 }
 
 LocalModel::LocalModel(const std::filesystem::path& folder, const Options& options)
-    : kernels_(*options.kernels), options_(options), pool_(options.threads), config_(Must(ReadModelConfig(folder))) {
-  const Checkpoint checkpoint = Must(Checkpoint::Open(folder));
-  const WeightType type = Must(CheckTensors(config_, checkpoint)).exact_type;
-  DenseWeights weights = Must(LoadDenseWeights(config_, checkpoint, type, pool_));
+    : kernels_(*options.kernels), options_(options), pool_(options.threads), config_(*ReadModelConfig(folder)) {
+  const Checkpoint checkpoint = *Checkpoint::Open(folder);
+  const WeightType type = CheckTensors(config_, checkpoint)->exact_type;
+  DenseWeights weights = *LoadDenseWeights(config_, checkpoint, type, pool_);
   const KvPlan plan = PlanKv(config_, {.tokens = options.max_sequences * PagesFor(options.max_positions) * kPageTokens,
                                        .max_sequences = options.max_sequences,
                                        .max_step_tokens = options.max_step_tokens,
@@ -94,8 +88,7 @@ LocalModel::LocalModel(const std::filesystem::path& folder, const Options& optio
   experts_.resize(config_.layers.size());
   for (const int layer : config_.sparse_layers()) {
     for (int expert = 0; expert < config_.num_experts(); ++expert)
-      experts_[static_cast<std::size_t>(layer)].push_back(
-          Must(LoadExpertWeights(config_, checkpoint, layer, expert, type)));
+      experts_[static_cast<std::size_t>(layer)].push_back(*LoadExpertWeights(config_, checkpoint, layer, expert, type));
   }
 }
 

@@ -22,18 +22,12 @@
 namespace moe {
 namespace {
 
-template <typename T>
-T Must(Result<T> result) {
-  MOE_CHECK(result.ok(), result.status().message());
-  return *std::move(result);
-}
-
 Placement MakePlacement(const HarnessOptions& options, const ModelConfig& config) {
   const PlacementShape shape{.num_experts = config.num_experts(),
                              .workers = options.workers,
                              .layers = config.sparse_layers(),
                              .redundant_experts = options.redundant_experts};
-  return Must(options.placement == PlacementRule::kLinear ? LinearPlacement(shape) : RoundRobinPlacement(shape));
+  return *(options.placement == PlacementRule::kLinear ? LinearPlacement(shape) : RoundRobinPlacement(shape));
 }
 
 std::size_t WidestExpert(const ModelConfig& config) {
@@ -109,10 +103,9 @@ struct EngineHarness::WorkerSide {
             [worker] { return WorkerDescription{.host = Cat("worker-host-", worker.value())}; }, views, *backend, pool,
             totals),
         endpoint(std::move(end)) {
-    views.HoldForAll(
-        harness.placement_.generation,
-        std::make_shared<const ExpertShard>(Must(ExpertShard::Load(
-            harness.config_, *harness.checkpoint_, harness.placement_, worker, harness.weight_types_, pool))));
+    views.HoldForAll(harness.placement_.generation, std::make_shared<const ExpertShard>(*ExpertShard::Load(
+                                                        harness.config_, *harness.checkpoint_, harness.placement_,
+                                                        worker, harness.weight_types_, pool)));
     thread = std::thread([this] { ended = loop.Run(*endpoint); });
   }
   ~WorkerSide() { thread.join(); }
@@ -140,9 +133,9 @@ struct EngineHarness::WorkerSide {
 
 EngineHarness::EngineHarness(HarnessOptions options)
     : options_(std::move(options)),
-      config_(Must(ReadModelConfig(SourcePath(options_.model)))),
-      checkpoint_(std::make_unique<Checkpoint>(Must(Checkpoint::Open(SourcePath(options_.model))))),
-      weight_types_(options_.weight_type.value_or(Must(CheckTensors(config_, *checkpoint_)).exact_type)),
+      config_(*ReadModelConfig(SourcePath(options_.model))),
+      checkpoint_(std::make_unique<Checkpoint>(*Checkpoint::Open(SourcePath(options_.model)))),
+      weight_types_(options_.weight_type.value_or(CheckTensors(config_, *checkpoint_)->exact_type)),
       parameters_(CountParameters(config_)),
       injector_(options_.faults),
       pool_(options_.threads) {
@@ -171,12 +164,11 @@ void EngineHarness::StartWorkers() {
   const std::size_t layers = placement_.layers.size();
   limits.max_request_bytes = std::max(
       limits.max_request_bytes, MaxPreparationBytes(layers, layers * static_cast<std::size_t>(config_.num_experts())));
-  InProcessEnds ends = options_.connect
-                           ? options_.connect(limits, options_.workers)
-                           : Must(MakeInProcess({.limits = limits,
-                                                 .num_workers = options_.workers,
-                                                 .embedded = options_.embedded,
-                                                 .tap = options_.faults.empty() ? options_.tap : &injector_}));
+  InProcessEnds ends = options_.connect ? options_.connect(limits, options_.workers)
+                                        : *MakeInProcess({.limits = limits,
+                                                          .num_workers = options_.workers,
+                                                          .embedded = options_.embedded,
+                                                          .tap = options_.faults.empty() ? options_.tap : &injector_});
   if (!ends.routers.empty()) transport_ = std::move(ends.routers.front());
   if (!options_.faults.empty()) transport_ = MakeFaultyTransport(std::move(transport_), injector_);
   for (int w = 0; w < options_.workers; ++w)
@@ -186,13 +178,13 @@ void EngineHarness::StartWorkers() {
 }
 
 void EngineHarness::MakeRouter() {
-  routing_ = Must(MakeForcedRouting(Must(ParseRouting(options_.routing)), 1, config_));
-  backend_ = MakeCpuDenseBackend(config_, Must(LoadDenseWeights(config_, *checkpoint_, weight_types_, pool_)),
-                                 SimdKernels(), pool_,
-                                 {.kv = PlanCache(options_, config_),
-                                  .max_step_tokens = options_.max_step_tokens,
-                                  .max_batches = static_cast<std::size_t>(options_.micro_batches.most),
-                                  .routing = routing_.get()});
+  routing_ = *MakeForcedRouting(*ParseRouting(options_.routing), 1, config_);
+  backend_ =
+      MakeCpuDenseBackend(config_, *LoadDenseWeights(config_, *checkpoint_, weight_types_, pool_), SimdKernels(), pool_,
+                          {.kv = PlanCache(options_, config_),
+                           .max_step_tokens = options_.max_step_tokens,
+                           .max_batches = static_cast<std::size_t>(options_.micro_batches.most),
+                           .routing = routing_.get()});
   metrics_.emplace(RouterMetrics::Setup{.config = config_,
                                         .parameters = parameters_,
                                         .transport = transport_.get(),

@@ -6,7 +6,6 @@
 #include <utility>
 #include <vector>
 
-#include "core/check.h"
 #include "tests/router/migration_property.h"
 #include "transport/grpc/grpc_channels.h"
 #include "transport/grpc/grpc_transport.h"
@@ -14,12 +13,6 @@
 
 namespace moe {
 namespace {
-
-template <typename T>
-T Must(Result<T> result) {
-  MOE_CHECK(result.ok(), result.status().message());
-  return *std::move(result);
-}
 
 /// A worker's endpoint with the server that it is of; Receive ends once the router has gone.
 class ServedEnd final : public WorkerEndpoint {
@@ -47,9 +40,7 @@ class ServedEnd final : public WorkerEndpoint {
 class ChannelledEnd final : public Transport {
  public:
   ChannelledEnd(std::unique_ptr<GrpcChannels> channels, std::vector<GrpcWorkerServer*> servers)
-      : channels_(std::move(channels)),
-        servers_(std::move(servers)),
-        transport_(Must(MakeGrpcTransport(*channels_, {}))) {}
+      : channels_(std::move(channels)), servers_(std::move(servers)), transport_(*MakeGrpcTransport(*channels_, {})) {}
   ~ChannelledEnd() override {
     transport_.reset();
     for (GrpcWorkerServer* server : servers_) server->Stop();
@@ -75,8 +66,8 @@ class GrpcJob {
     InProcessEnds ends;
     channels_.limits = limits;
     for (int w = 0; w < workers; ++w) {
-      std::unique_ptr<GrpcWorkerServer> server = Must(
-          GrpcWorkerServer::Start({.listen = "127.0.0.1:0", .limits = limits, .services = {}, .worker = WorkerId(w)}));
+      std::unique_ptr<GrpcWorkerServer> server =
+          *GrpcWorkerServer::Start({.listen = "127.0.0.1:0", .limits = limits, .services = {}, .worker = WorkerId(w)});
       channels_.workers.push_back(server->address());
       servers_.push_back(server.get());
       ends.workers.push_back(std::make_unique<ServedEnd>(std::move(server)));
@@ -84,7 +75,7 @@ class GrpcJob {
     return ends;
   }
   std::unique_ptr<Transport> ConnectRouter() {
-    return std::make_unique<ChannelledEnd>(Must(GrpcChannels::Make(channels_)), servers_);
+    return std::make_unique<ChannelledEnd>(*GrpcChannels::Make(channels_), servers_);
   }
   HarnessOptions Options() {
     return {.workers = 3,
