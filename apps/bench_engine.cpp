@@ -1,10 +1,7 @@
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <filesystem>
 #include <future>
-#include <iostream>
 #include <memory>
 #include <optional>
 #include <string>
@@ -138,12 +135,11 @@ class EngineReport {
 
   /// Gives the exit code.
   Result<int> Run(const RankSetup& setup, RouterEngine& router, std::string_view transport) {
-    const bool terminal = isatty(STDERR_FILENO) != 0;
     MOE_ASSIGN_OR_RETURN(const std::unique_ptr<TraceRecorder> recorder, StartTrace(flags_, setup));
     const BenchedEngine engine{setup, router, probe_ ? &*probe_ : nullptr, recorder.get()};
     MOE_ASSIGN_OR_RETURN(const std::vector<EngineTestResult> results,
                          RunEngineBench(flags_.bench, engine, [&](const EngineTest& test) {
-                           if (terminal) std::cerr << "moe_bench: " << test.name() << ", batch " << test.batch << '\n';
+                           Announce(Cat(test.name(), ", batch ", test.batch));
                          }));
     if (recorder) MOE_RETURN_IF_ERROR(CheckTrace(*recorder));
     if (const std::optional<MachineRates> machine = MedianMachine(results)) {

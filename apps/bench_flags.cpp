@@ -1,5 +1,7 @@
 #include "apps/bench_flags.h"
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cctype>
@@ -63,6 +65,10 @@ int ExitCode(const Status& status) {
 }
 
 int FailBecause(const Status& status) { return Fail(ExitCode(status), status.message()); }
+
+void Announce(const std::string& what) {
+  if (isatty(STDERR_FILENO) != 0) std::cerr << Cat("moe_bench: ", what, "\n");
+}
 
 void AddOutputFlags(CLI::App& command, OutputFlags& flags) {
   command.add_flag("--json", flags.json, "results as JSON on stdout")->default_str("false");

@@ -6,17 +6,11 @@
 #include <string>
 #include <vector>
 
+#include "apps/flags.h"
 #include "bench/report.h"
 #include "core/status.h"
 
-namespace CLI {
-class App;
-}  // namespace CLI
-
 namespace moe {
-
-inline constexpr int kExitFailed = 1;
-inline constexpr int kExitBadUsage = 2;
 
 /// A command of moe_bench: its name on the command line and what it does once the flags are read; returns the exit
 /// code.
@@ -31,6 +25,9 @@ int Fail(int code, const std::string& sentence);
 /// Of a failure: bad usage when an argument was wrong, else failed.
 int ExitCode(const Status& status);
 int FailBecause(const Status& status);
+
+/// Says on stderr what is being measured, to whoever sits at a terminal.
+void Announce(const std::string& what);
 
 /// --json and --output.
 struct OutputFlags {

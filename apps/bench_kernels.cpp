@@ -1,8 +1,5 @@
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <iostream>
 #include <optional>
 
 #include "apps/bench_commands.h"
@@ -10,7 +7,6 @@
 #include "bench/statistics.h"
 #include "core/date.h"
 #include "core/machine.h"
-#include "core/text.h"
 
 namespace moe {
 namespace {
@@ -74,7 +70,6 @@ Result<int> Run(const CLI::App& command, KernelFlags& flags) {
   MOE_RETURN_IF_ERROR(CheckKernelBench(flags.bench));
   MOE_RETURN_IF_ERROR(CheckOutput(flags.output));
   const std::string when = NowUtc();
-  const bool terminal = isatty(STDERR_FILENO) != 0;
   if (flags.bench.threads == 0) flags.bench.threads = static_cast<int>(AllowedProcessors().size());
   const RoofOptions roof_options{.threads = flags.bench.threads, .seconds = flags.bench.seconds};
   const Kernels& kernels = SimdKernels();
@@ -82,10 +77,7 @@ Result<int> Run(const CLI::App& command, KernelFlags& flags) {
                              .kernels = std::string(kernels.name()),
                              .threads = flags.bench.threads};
   if (flags.bench.cold_bytes == 0) flags.bench.cold_bytes = ColdBytes();
-  MOE_ASSIGN_OR_RETURN(const std::vector<KernelResult> results,
-                       RunKernelBench(flags.bench, kernels, [&](const std::string& what) {
-                         if (terminal) std::cerr << "moe_bench: " << what << '\n';
-                       }));
+  MOE_ASSIGN_OR_RETURN(const std::vector<KernelResult> results, RunKernelBench(flags.bench, kernels, Announce));
   HostDescription host = DescribeHost();
   std::vector<double> reads;
   for (const KernelResult& result : results) reads.push_back(result.read_bytes_per_s);

@@ -12,7 +12,6 @@
 #include "bench/load_report.h"
 #include "bench/report.h"
 #include "core/date.h"
-#include "core/text.h"
 
 namespace moe {
 namespace {

@@ -1,7 +1,4 @@
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
-#include <iostream>
 #include <string>
 #include <vector>
 
@@ -87,10 +84,7 @@ Result<int> Quality(const CLI::App& command, QualityFlags& flags) {
   if (const Status status = Finish(flags); !status.ok()) return Fail(kExitBadUsage, status.message());
   MOE_RETURN_IF_ERROR(CheckOutput(flags.output));
   const std::string when = NowUtc();
-  const bool terminal = isatty(STDERR_FILENO) != 0;
-  const Result<std::vector<QualityResult>> results = RunQuality(flags.options, [&](const std::string& what) {
-    if (terminal) std::cerr << "moe_bench: " << what << '\n';
-  });
+  const Result<std::vector<QualityResult>> results = RunQuality(flags.options, Announce);
   if (!results.ok()) return results.status();
   return WriteReport(command, flags.output,
                      {.kind = "quality",

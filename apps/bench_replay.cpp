@@ -1,9 +1,5 @@
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <filesystem>
-#include <iostream>
 #include <memory>
 #include <string>
 #include <utility>
@@ -81,9 +77,8 @@ class ReplayReport {
     ReplayOptions options = flags_.bench;
     options.local = WorkersOn(HostName(), workers);
     TellAboutWeightCache(setup);
-    const bool terminal = isatty(STDERR_FILENO) != 0;
     MOE_ASSIGN_OR_RETURN(const ReplayResult result, RunReplay(options, setup, pool, transport, [&](std::size_t pass) {
-                           if (terminal) std::cerr << "moe_bench: pass " << pass + 1 << '\n';
+                           Announce(Cat("pass ", pass + 1));
                          }));
     const ReplayContext context{.model = std::filesystem::canonical(flags_.rank.model).filename().string(),
                                 .weight_type = std::string(Name(setup.weight_types.mlps)),
@@ -103,16 +98,6 @@ class ReplayReport {
   }
 
  private:
-  static std::size_t MostSlots(const Placement& placement) {
-    std::size_t most = 0;
-    for (const LayerPlacement& layer : placement.layers) {
-      std::size_t slots = 0;
-      for (const std::vector<int>& of_worker : layer.slots) slots += of_worker.size();
-      most = std::max(most, slots);
-    }
-    return most;
-  }
-
   const CLI::App& command_;
   const ReplayFlags& flags_;
   std::string when_;

@@ -1,5 +1,3 @@
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <iostream>
@@ -15,6 +13,7 @@
 #include "bench/transport/raw_mpi.h"
 #include "bench/transport/transport_choice.h"
 #include "core/date.h"
+#include "core/text.h"
 #include "ranks/job_transport.h"
 #include "ranks/mpi_job.h"
 #include "ranks/rank_device.h"
@@ -112,9 +111,8 @@ Status AgreeOnNccl(MpiWorld& world, NcclPlace& nccl) {
   return Status::Ok();
 }
 
-void Announce(const ExchangeTest& test) {
-  if (isatty(STDERR_FILENO) == 0) return;
-  std::cerr << "moe_bench: " << test.workers << " worker(s), " << test.bytes.request << " bytes\n";
+void AnnounceTest(const ExchangeTest& test) {
+  Announce(Cat(test.workers, " worker(s), ", test.bytes.request, " bytes"));
 }
 
 /// What is measured, once the flags are known to be sound.
@@ -169,7 +167,7 @@ Result<int> RunInProcess(const CLI::App& command, const TransportFlags& flags) {
                                                   : MakeInProcessEnds(flags.bench, workers));
   }
   MOE_ASSIGN_OR_RETURN(const std::vector<ExchangeResult> results,
-                       RunExchangeBenchInProcess(flags.bench, workers, ends, Announce));
+                       RunExchangeBenchInProcess(flags.bench, workers, ends, AnnounceTest));
   return Report(command, flags, plan, /*ranks=*/1, results);
 }
 
@@ -201,7 +199,8 @@ Result<int> RunRouter(MpiWorld& world, const CLI::App& command, const TransportF
   RouterEnds job;
   for (const std::string& name : plan.transports.names)
     MOE_RETURN_IF_ERROR(OpenRouterEnd(world, name, flags.bench, device, job));
-  MOE_ASSIGN_OR_RETURN(const std::vector<ExchangeResult> results, RunExchangeBench(flags.bench, job.sides, Announce));
+  MOE_ASSIGN_OR_RETURN(const std::vector<ExchangeResult> results,
+                       RunExchangeBench(flags.bench, job.sides, AnnounceTest));
   return Report(command, flags, plan, world.size(), results);
 }
 

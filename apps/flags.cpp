@@ -16,7 +16,22 @@ std::string CheckPlacementName(const std::string& value) {
   return Cat(value, " is not linear, round_robin, eplb, auto or a file that exists");
 }
 
+std::string FirstLine(const std::string& text) { return text.substr(0, text.find('\n')); }
+
 }  // namespace
+
+std::string ExplainParseError(const CLI::App& app, const CLI::ParseError& error) {
+  if (dynamic_cast<const CLI::ConfigError*>(&error) != nullptr)
+    return Cat("--config: a key is unknown or wrong: ", FirstLine(error.what()));
+  // CLI11 would only say that a command is missing.
+  if (const std::vector<std::string> rest = app.remaining(); app.get_subcommands().empty() && !rest.empty()) {
+    std::string commands;
+    for (const CLI::App* command : app.get_subcommands(nullptr))
+      commands += Cat(commands.empty() ? "" : ", ", command->get_name());
+    return Cat("\"", rest.front(), "\" is neither a command nor a flag (commands: ", commands, ")");
+  }
+  return Cat(FirstLine(error.what()), " (", app.get_name(), " --help shows what is known)");
+}
 
 std::string EnvironmentName(std::string flag) {
   // Of "model,--model" the one with dashes.

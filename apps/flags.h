@@ -1,5 +1,5 @@
-// Flags as all programs of ours have them: each also in the environment, with its default in the help text. (CLI11's
-// headers stay in source files.)
+// Flags as all programs of ours have them: each also in the environment, with its default in the help text; and how the
+// programs end. (CLI11's headers stay in source files.)
 #pragma once
 
 #include <chrono>
@@ -15,9 +15,16 @@
 namespace CLI {
 class App;
 class Option;
+class ParseError;
 }  // namespace CLI
 
 namespace moe {
+
+inline constexpr int kExitFailed = 1;
+inline constexpr int kExitBadUsage = 2;
+
+/// What was wrong with the command line of a program that has commands, in a sentence.
+std::string ExplainParseError(const CLI::App& app, const CLI::ParseError& error);
 
 /// "--max-queued" → "MOE_MAX_QUEUED".
 std::string EnvironmentName(std::string flag);

@@ -1,9 +1,9 @@
 // moe_bench: measurements of moe-serve. Flags and wiring only; what they do is in bench/.
 #include <CLI/CLI.hpp>
-#include <string>
 #include <vector>
 
 #include "apps/bench_commands.h"
+#include "apps/flags.h"
 #include "bench/report.h"
 #include "core/text.h"
 #include "ranks/mpi_job.h"
@@ -11,10 +11,8 @@
 namespace moe {
 namespace {
 
-std::string FirstLine(const std::string& text) { return text.substr(0, text.find('\n')); }
-
 int Main(int argc, char** argv) {
-  CLI::App app{"Measurements of moe-serve."};
+  CLI::App app{"Measurements of moe-serve.", "moe_bench"};
   const BuildDescription build = DescribeBuild();
   app.set_version_flag("--version", Cat("moe_bench ", build.version, " (", build.commit, ")"));
   app.set_config("--config", "", "TOML file with flags, a section for each command, for example [load]");
@@ -40,16 +38,7 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     // Help and version are no errors; CLI11 prints them on stdout.
     if (error.get_exit_code() == 0) return IsFirstLaunchedRank() ? app.exit(error) : 0;
-    if (const auto* config = dynamic_cast<const CLI::ConfigError*>(&error)) {
-      return Fail(kExitBadUsage, Cat("--config: a key is unknown or wrong: ", FirstLine(config->what()), "."));
-    }
-    // CLI11 would only say that a command is missing.
-    if (const std::vector<std::string> rest = app.remaining(); app.get_subcommands().empty() && !rest.empty()) {
-      return Fail(kExitBadUsage, Cat("\"", rest.front(),
-                                     "\" is neither a command nor a flag (commands: load, engine, kernels, quality, "
-                                     "transport, placement, replay)."));
-    }
-    return Fail(kExitBadUsage, FirstLine(error.what()) + " (moe_bench --help shows what is known)");
+    return Fail(kExitBadUsage, ExplainParseError(app, error));
   }
   for (const BenchCommand& command : commands)
     if (command.app->parsed()) return command.run();

@@ -4,7 +4,6 @@
 #include <array>
 #include <cstdio>
 #include <string>
-#include <vector>
 
 #include "apps/plan_commands.h"
 #include "build_info.h"
@@ -12,9 +11,6 @@
 
 namespace moe {
 namespace {
-
-constexpr int kFailed = 1;
-constexpr int kBadUsage = 2;
 
 constexpr const char* kExamples = R"(Examples:
   moe_plan params mixtral-8x7b                     total, active and by part; --list names the built-in models
@@ -27,18 +23,6 @@ given in a TOML file (--config FILE, a section for each command) and in the envi
 MOE_MAX_STEP_TOKENS). Formulas and assumptions: docs/planner.md.
 Exit code: 0 done, 1 failed, 2 bad usage.)";
 
-std::string FirstLine(const std::string& text) { return text.substr(0, text.find('\n')); }
-
-std::string Explain(const CLI::App& app, const CLI::ParseError& error) {
-  if (dynamic_cast<const CLI::ConfigError*>(&error) != nullptr)
-    return Cat("--config: a key is unknown or wrong: ", FirstLine(error.what()));
-  // CLI11 would only say that a command is missing.
-  if (const std::vector<std::string> rest = app.remaining(); app.get_subcommands().empty() && !rest.empty())
-    return Cat("\"", rest.front(),
-               "\" is neither a command nor a flag (commands: params, memory, cost, compare, placement)");
-  return FirstLine(error.what()) + " (moe_plan --help shows what is known)";
-}
-
 int Fail(int code, const std::string& sentence) {
   std::fprintf(stderr, "moe_plan: %s\n", sentence.c_str());
   return code;
@@ -49,10 +33,10 @@ int Print(const Result<std::string>& output) {
     const StatusCode code = output.status().code();
     const bool usage = code == StatusCode::kInvalidArgument || code == StatusCode::kNotFound ||
                        code == StatusCode::kResourceExhausted || code == StatusCode::kUnimplemented;
-    return Fail(usage ? kBadUsage : kFailed, output.status().message());
+    return Fail(usage ? kExitBadUsage : kExitFailed, output.status().message());
   }
   const bool written = std::fputs(output->c_str(), stdout) >= 0 && std::fflush(stdout) == 0;
-  return written ? 0 : Fail(kFailed, "the results could not be written to standard output");
+  return written ? 0 : Fail(kExitFailed, "the results could not be written to standard output");
 }
 
 int Main(int argc, char** argv) {
@@ -70,11 +54,11 @@ int Main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     // Help and version are no errors; CLI11 prints them on stdout.
-    return error.get_exit_code() == 0 ? app.exit(error) : Fail(kBadUsage, Explain(app, error));
+    return error.get_exit_code() == 0 ? app.exit(error) : Fail(kExitBadUsage, ExplainParseError(app, error));
   }
   for (const PlanCommand& command : commands)
     if (command.app->parsed()) return Print(command.run());
-  return kBadUsage;
+  return kExitBadUsage;
 }
 
 }  // namespace

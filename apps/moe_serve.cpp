@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <optional>
 
+#include "apps/flags.h"
 #include "apps/serve_endpoints.h"
 #include "apps/serve_fleet.h"
 #include "apps/serve_options.h"
@@ -20,13 +21,10 @@
 namespace moe {
 namespace {
 
-constexpr int kFailed = 1;
-constexpr int kBadUsage = 2;
-
 int Report(const Status& status) {
   if (status.ok()) return 0;
   std::fprintf(stderr, "moe_serve: %s\n", status.message().c_str());
-  return kFailed;
+  return kExitFailed;
 }
 
 void TakeDevice(std::unique_ptr<RankDevice> device, RankSetup& setup) {
@@ -48,13 +46,13 @@ struct Start {
 Start Prepare(const ParsedServeOptions& parsed, const RankPlace& place, bool launched) {
   if (!parsed.run) return {.exit_code = parsed.exit_code, .failure = parsed.text};
   if (const Status status = CheckTransport(parsed.options.transport, launched); !status.ok())
-    return {.exit_code = kBadUsage, .failure = status.message()};
+    return {.exit_code = kExitBadUsage, .failure = status.message()};
   if (const Status status = CheckWeightCache(parsed.options.weight_cache); !status.ok())
-    return {.exit_code = kBadUsage, .failure = status.message()};
+    return {.exit_code = kExitBadUsage, .failure = status.message()};
   Result<std::unique_ptr<RankDevice>> device = BindDevice(parsed.options, place);
-  if (!device.ok()) return {.exit_code = kBadUsage, .failure = device.status().message()};
+  if (!device.ok()) return {.exit_code = kExitBadUsage, .failure = device.status().message()};
   Result<RankSetup> setup = PrepareRank(parsed.options, place);
-  if (!setup.ok()) return {.exit_code = kFailed, .failure = setup.status().message()};
+  if (!setup.ok()) return {.exit_code = kExitFailed, .failure = setup.status().message()};
   TakeDevice(*std::move(device), *setup);
   return {.setup = ServeSetup(*std::move(setup), parsed.options)};
 }
@@ -112,7 +110,7 @@ int RunLaunched(const ParsedServeOptions& parsed) {
     if (started.ok()) {
       metrics = *std::move(started);
     } else {
-      start.exit_code = kFailed;
+      start.exit_code = kExitFailed;
       start.failure = started.status().message();
     }
   }
@@ -125,8 +123,8 @@ int RunLaunched(const ParsedServeOptions& parsed) {
   if (status.ok()) return 0;
   // What a worker could not do it has told the router, who reports it.
   if (router) Report(status);
-  if (MustLeaveJob(parsed.options.transport, status)) LeaveJob(kFailed);
-  return kFailed;
+  if (MustLeaveJob(parsed.options.transport, status)) LeaveJob(kExitFailed);
+  return kExitFailed;
 }
 
 /// A router or a worker by itself, without MPI.
@@ -144,7 +142,7 @@ int RunOfFleet(const ParsedServeOptions& parsed) {
       BindDevice(parsed.options, {.topology = {.workers = 1, .embedded = true}});
   if (!device.ok()) {
     (void)Report(device.status());
-    return kBadUsage;
+    return kExitBadUsage;
   }
   Result<ServeSetup> setup = PrepareFleet(parsed.options);
   if (!setup.ok()) return Report(setup.status());

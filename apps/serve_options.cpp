@@ -200,13 +200,12 @@ ParsedServeOptions ParseServeOptions(int argc, char** argv) {
     app.parse(argc, argv);
     parsed.text = Misfit(app, options);
     parsed.run = parsed.text.empty();
-    if (!parsed.run) parsed.exit_code = 2;
+    if (!parsed.run) parsed.exit_code = kExitBadUsage;
   } catch (const CLI::ParseError& error) {
-    constexpr int kBadUsage = 2;
     std::ostringstream out;
     std::ostringstream err;
     const int code = app.exit(error, out, err);
-    parsed.exit_code = code == 0 ? 0 : kBadUsage;
+    parsed.exit_code = code == 0 ? 0 : kExitBadUsage;
     parsed.text = code == 0 ? out.str() : Cat(error.what(), " (moe_serve --help lists the flags)");
   }
   return parsed;

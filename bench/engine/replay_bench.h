@@ -96,7 +96,7 @@ struct ReplayContext {
   std::string weight_type;
   std::string exchange_type;
   std::string placement;  // as asked for
-  std::size_t slots = 0;  // of a layer, over all workers; of the layer with the most
+  int slots = 0;          // of a layer, over all workers; of the layer with the most
   std::string transport;
   int threads = 0;  // of each rank
   int ranks = 1;
