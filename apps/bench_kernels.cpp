@@ -39,6 +39,7 @@ void AddKernelFlags(CLI::App& command, KernelFlags& flags) {
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
   command.add_option("--seconds", bench.seconds, "for each figure, about")
+      ->check(RefuseNan)
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();
   command

@@ -97,9 +97,11 @@ void AddLoadFlags(CLI::App& command, LoadFlags& flags) {
   AddWorkloadFlags(command, flags);
   command.add_option("--goodput", flags.goodput, "limits of a good request: ttft:MS tpot:MS e2el:MS")->expected(1, 3);
   command.add_option("--connect-timeout", flags.connect_timeout_s, "seconds to wait for the server")
+      ->check(RefuseNan)
       ->check(CLI::Range(0.001, 1e6))
       ->capture_default_str();
   command.add_option("--timeout", flags.timeout_s, "seconds that a call may take")
+      ->check(RefuseNan)
       ->check(CLI::Range(0.001, 1e6))
       ->capture_default_str();
   AddOutputFlags(command, flags.output);

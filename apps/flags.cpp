@@ -3,7 +3,9 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/text.h"
 #include "placement/named_placement.h"
@@ -42,9 +44,17 @@ std::string EnvironmentName(std::string flag) {
   return "MOE_" + flag;
 }
 
+std::string RefuseNan(const std::string& text) {
+  double value = 0;
+  const bool nan = CLI::detail::lexical_cast(text, value) && std::isnan(value);
+  return nan ? Cat(text, " is not a number") : "";
+}
+
 template <typename Value>
 CLI::Option* FlagAdder::Add(const std::string& name, Value& value, const std::string& help) {
-  return app_.add_option(name, value, help)->envname(EnvironmentName(name))->capture_default_str();
+  CLI::Option* option = app_.add_option(name, value, help)->envname(EnvironmentName(name))->capture_default_str();
+  if constexpr (std::is_same_v<Value, double>) option->check(RefuseNan);
+  return option;
 }
 
 template CLI::Option* FlagAdder::Add(const std::string&, int&, const std::string&);
@@ -68,6 +78,7 @@ CLI::Option* FlagAdder::AddSeconds(const std::string& name, std::chrono::millise
           help)
       ->envname(EnvironmentName(name))
       ->default_str(shown)
+      ->check(RefuseNan)
       ->check(CLI::Range(0.0, 1e6));
 }
 

@@ -29,6 +29,9 @@ std::string ExplainParseError(const CLI::App& app, const CLI::ParseError& error)
 /// "--max-queued" → "MOE_MAX_QUEUED".
 std::string EnvironmentName(std::string flag);
 
+/// For CLI11's check, whose ranges let "nan" through: what is wrong with it, else nothing.
+std::string RefuseNan(const std::string& text);
+
 template <typename Value>
 using Choices = std::map<std::string, Value>;
 

@@ -114,6 +114,7 @@ TEST_F(Program, BadUsageIsExitCodeTwoAndOneSentence) {
       {"load --temperature -0.5", "--temperature"},
       {"load --temperature nan", "--temperature"},
       {"load --timeout 0", "--timeout"},
+      {"load --timeout nan", "--timeout"},
       {"load --concurrency 2 --request-rate 3", "--concurrency 2"},
       {"load --text a --random", "--random"},
       {"load --output /nonexistent/x", "/nonexistent/x"},

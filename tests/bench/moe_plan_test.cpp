@@ -258,6 +258,8 @@ TEST_F(PlanProgram, BadUsageIsExitCodeTwoAndOneSentence) {
       {"placement --trace two.json --workers 2 --steps 9", "--steps is for --loads"},
       {"placement --loads two.json --workers 2 --migration-bandwidth fast", "--migration-bandwidth: \"fast\""},
       {"placement --loads two.json --workers 2 --least-gain 2", "--least-gain"},
+      {"placement --loads two.json --workers 2 --least-gain nan", "--least-gain: nan is not a number"},
+      {"placement --server 127.0.0.1:1 --server-timeout nan", "--server-timeout: nan is not a number"},
       {"placement --loads two.json", "--workers is missing"},
       {"placement --loads nowhere.json --workers 2", "nowhere.json"},
       {"placement --loads bad.toml --workers 2", "bad.toml"},
