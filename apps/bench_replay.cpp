@@ -12,9 +12,9 @@
 #include "core/date.h"
 #include "core/machine.h"
 #include "core/text.h"
-#include "ranks/mpi_job.h"
 #include "ranks/router_engine.h"
 #include "router/worker_fleet.h"
+#include "transport/mpi/mpi_world.h"
 
 namespace moe {
 namespace {

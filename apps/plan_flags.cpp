@@ -4,7 +4,6 @@
 
 #include "apps/plan_commands.h"
 #include "bench/plan/devices.h"
-#include "bench/plan/kv_storage.h"
 #include "bench/plan/memory_plan.h"
 #include "core/text.h"
 

@@ -9,7 +9,6 @@
 #include <span>
 #include <utility>
 
-#include "core/check.h"
 #include "placement/routing_tables.h"
 #include "placement/trace_routing.h"
 

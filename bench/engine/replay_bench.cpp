@@ -8,7 +8,6 @@
 #include "bench/random_stream.h"
 #include "bench/statistics.h"
 #include "core/aligned_buffer.h"
-#include "core/check.h"
 #include "core/clock.h"
 #include "kernels/kernels.h"
 #include "model/weight_bytes.h"

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "kernels/kv_type.h"
-#include "kernels/weight_type.h"
 #include "model/config.h"
 #include "router/engine.h"
 #include "router/scheduler.h"

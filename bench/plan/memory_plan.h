@@ -12,7 +12,6 @@
 #include "bench/plan/weight_storage.h"
 #include "core/status.h"
 #include "model/config.h"
-#include "placement/placement.h"
 
 namespace moe {
 

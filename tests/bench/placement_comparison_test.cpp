@@ -8,7 +8,6 @@
 #include "bench/plan/placement_bench.h"
 #include "bench/plan/recorded_loads.h"
 #include "placement/loads_file.h"
-#include "placement/placement_bound.h"
 
 namespace moe {
 namespace {

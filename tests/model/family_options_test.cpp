@@ -5,7 +5,6 @@
 #include <cmath>
 
 #include "model/config.h"
-#include "tests/model/model_files.h"
 #include "tests/model/published_config.h"
 
 namespace moe {

@@ -4,7 +4,6 @@
 
 #include "model/config.h"
 #include "model/tensor_specs.h"
-#include "tests/model/model_files.h"
 #include "tests/model/published_config.h"
 
 namespace moe {

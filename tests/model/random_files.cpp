@@ -7,7 +7,6 @@
 #include <map>
 #include <utility>
 
-#include "core/check.h"
 #include "core/text.h"
 #include "tests/model/random_config.h"
 

@@ -6,7 +6,6 @@
 #include <numeric>
 
 #include "placement/figures.h"
-#include "placement/placement_figures.h"
 #include "placement/placement_problem.h"
 
 namespace moe {

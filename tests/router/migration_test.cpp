@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "router/migration_plan.h"
-#include "tests/router/identity.h"
 #include "tests/router/migration_property.h"
 
 namespace moe {

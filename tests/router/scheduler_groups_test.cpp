@@ -5,7 +5,6 @@
 #include <random>
 #include <vector>
 
-#include "core/text.h"
 #include "tests/router/scheduler_harness.h"
 
 namespace moe {
