@@ -145,12 +145,6 @@ std::size_t KvCache::NeededOf(const Group& group, const KvDemand& demand) const 
   return group.spec.limited() ? std::min(all, LivePages(group.spec, max_chunk_)) : all;
 }
 
-std::vector<std::size_t> KvCache::PagesNeeded(const KvDemand& demand) const {
-  std::vector<std::size_t> pages;
-  for (const Group& group : groups_) pages.push_back(NeededOf(group, demand));
-  return pages;
-}
-
 bool KvCache::Fits(const KvDemand& demand) const {
   return std::ranges::all_of(groups_, [&](const Group& g) { return NeededOf(g, demand) <= g.references.size(); });
 }

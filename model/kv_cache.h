@@ -84,8 +84,6 @@ class KvCache {
   /// Of the first group: held or reserved.
   std::size_t used_tokens() const;
 
-  /// Pages by group that a sequence can ever hold at a time.
-  std::vector<std::size_t> PagesNeeded(const KvDemand& demand) const;
   /// Whether an empty cache could take it.
   bool Fits(const KvDemand& demand) const;
   /// Lists with room for all that the sequence will hold; nothing is reserved.

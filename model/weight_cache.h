@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "core/status.h"
 #include "kernels/packed_matrix.h"
 #include "model/checkpoint.h"
 #include "model/packed_file.h"

@@ -8,7 +8,6 @@
 #include <string>
 #include <utility>
 
-#include "core/check.h"
 #include "model/parameter_count.h"
 #include "model/stored_weight.h"
 #include "model/tensor_check.h"

@@ -7,7 +7,6 @@
 #include <span>
 #include <vector>
 
-#include "core/status.h"
 #include "model/config.h"
 #include "model/routing_override.h"
 

@@ -213,21 +213,6 @@ std::string_view Name(VerdictReason reason) {
   return "unknown";
 }
 
-Status CheckVerdictOptions(const VerdictOptions& options) {
-  const auto share = [](double value) { return value >= 0 && value <= 1; };
-  const auto amount = [](double value) { return std::isfinite(value) && value >= 0; };
-  if (!share(options.least_gain)) return InvalidArgument("least_gain ", options.least_gain, " is not in 0 … 1");
-  if (!share(options.migration_slowdown))
-    return InvalidArgument("migration_slowdown ", options.migration_slowdown, " is not in 0 … 1");
-  if (!amount(options.horizon_seconds))
-    return InvalidArgument("horizon_seconds ", options.horizon_seconds, " is not a number of seconds");
-  if (!amount(options.migration_bytes_per_s))
-    return InvalidArgument("migration_bytes_per_s ", options.migration_bytes_per_s, " is not a number of bytes");
-  if (!amount(options.least_rows))
-    return InvalidArgument("least_rows ", options.least_rows, " is not a number of rows");
-  return Status::Ok();
-}
-
 std::vector<Candidate> MakeCandidates(const PlacementProblem& problem, std::span<const PlacementAlgorithm> algorithms) {
   std::vector<Candidate> candidates;
   for (const PlacementAlgorithm algorithm : algorithms) {

@@ -23,9 +23,6 @@ struct VerdictOptions {
   double least_rows = 64;            // of an expert in a layer on average, which tell a load from chance
 };
 
-/// INVALID_ARGUMENT naming the option and what it may be.
-Status CheckVerdictOptions(const VerdictOptions& options);
-
 /// What is known when the question is asked.
 struct VerdictInput {
   const PlacementProblem& problem;  // with the placement in force as `current`, and checked

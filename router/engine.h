@@ -16,14 +16,12 @@
 #include "model/dense_backend.h"
 #include "model/parameter_count.h"
 #include "placement/load_window.h"
-#include "placement/placement.h"
 #include "router/expert_exchange.h"
 #include "router/head.h"
 #include "router/micro_batch_choice.h"
 #include "router/micro_batches.h"
 #include "router/scheduler.h"
 #include "router/trace_recorder.h"
-#include "transport/transport.h"
 
 namespace moe {
 

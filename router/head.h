@@ -5,7 +5,6 @@
 #include <span>
 #include <vector>
 
-#include "core/status.h"
 #include "core/thread_pool.h"
 #include "kernels/kernels.h"
 #include "model/decoder.h"

@@ -13,7 +13,6 @@
 #include "core/ids.h"
 #include "core/status.h"
 #include "model/dispatch_format.h"
-#include "model/migration_format.h"
 #include "placement/placement.h"
 #include "router/migration_plan.h"
 

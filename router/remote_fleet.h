@@ -14,7 +14,6 @@
 #include <thread>
 #include <vector>
 
-#include "core/clock.h"
 #include "core/status.h"
 #include "core/worker_mask.h"
 #include "model/dispatch_format.h"

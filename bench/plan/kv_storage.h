@@ -44,7 +44,7 @@ struct KvShape {
 };
 
 /// Positions that all sequences hold, in whole pages. Of a window W a sequence holds at most W − 1 + prefill_chunk,
-/// wherever in its pages that begins (KvCache::PagesNeeded); the encoder's own attention, what fits in a step.
+/// wherever in its pages that begins (as KvCache reserves); the encoder's own attention, what fits in a step.
 std::uint64_t HeldPositions(const KvLayer& layer, const KvShape& shape);
 
 struct KvUse {

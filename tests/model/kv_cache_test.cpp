@@ -114,7 +114,10 @@ TEST(KvPlan, OfMoreBytesThanCanBeCountedHasTheMostThatCan) {
 
 TEST(KvCache, NeedsWhatASequenceHoldsAtATime) {
   const auto needed = [](const ModelConfig& config, const KvDemand& demand) {
-    return KvCache(config, PlanKv(config, kLimits)).PagesNeeded(demand);
+    KvCache cache(config, PlanKv(config, kLimits));
+    std::vector<std::size_t> pages;
+    for (const KvPages::Group& group : Reserved(config, cache, demand).groups) pages.push_back(group.reserved);
+    return pages;
   };
   EXPECT_THAT(needed(Plain(), {.tokens = 65}), ElementsAre(3));
   EXPECT_THAT(needed(Windowed(8), {.tokens = 1'000'000}), ElementsAre(3));

@@ -225,12 +225,5 @@ TEST(Verdict, AnAlgorithmThatCannotPlaceTheSlotsIsNoCandidate) {
   for (const Candidate& candidate : candidates) EXPECT_NE(candidate.algorithm, PlacementAlgorithm::kEplb);
 }
 
-TEST(Verdict, OptionsAreChecked) {
-  EXPECT_TRUE(CheckVerdictOptions({}).ok());
-  EXPECT_THAT(CheckVerdictOptions({.least_gain = 1.5}).message(), HasSubstr("least_gain 1.5"));
-  EXPECT_THAT(CheckVerdictOptions({.migration_slowdown = -1}).message(), HasSubstr("migration_slowdown -1"));
-  EXPECT_THAT(CheckVerdictOptions({.horizon_seconds = -1}).message(), HasSubstr("horizon_seconds -1"));
-}
-
 }  // namespace
 }  // namespace moe
