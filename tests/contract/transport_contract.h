@@ -316,7 +316,7 @@ TEST_P(TransportContract, TheSteadyStateAllocatesNothing) {
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(TransportContract);
 
-/// Runs all of it on each of some TransportContractParams.
+/// Runs all of it on each of some parameters (TransportContractParam).
 #define MOE_INSTANTIATE_TRANSPORT_CONTRACT(Prefix, ...)                             \
   INSTANTIATE_TEST_SUITE_P(Prefix, TransportContract, testing::Values(__VA_ARGS__), \
                            [](const auto& test) { return test.param.name; });       \
