@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/errno_text.h"
 #include "model/content_hash.h"
 #include "model/json.h"
 
@@ -26,8 +27,6 @@ constexpr const char* kIndexFile = "model.safetensors.index.json";
 // The largest published index (hundreds of thousands of tensors) has some 20 MB.
 constexpr std::uint64_t kMaxIndexBytes = 256u << 20;
 constexpr std::size_t kMaxShards = 4096;
-
-std::string ErrnoText() { return std::generic_category().message(errno); }
 
 /// Fills `out` from `offset`; false when the file ends or cannot be read.
 bool ReadAt(int descriptor, std::uint64_t offset, std::span<char> out) {

@@ -14,6 +14,7 @@
 #include <system_error>
 #include <utility>
 
+#include "core/errno_text.h"
 #include "core/text.h"
 #include "model/content_hash.h"
 
@@ -51,8 +52,6 @@ Header HeaderFor(const PackedFileKey& key) {
   header.recipe = key.recipe;
   return header;
 }
-
-std::string ErrnoText() { return std::generic_category().message(errno); }
 
 class File {
  public:

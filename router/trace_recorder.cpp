@@ -6,13 +6,12 @@
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <chrono>
-#include <system_error>
 #include <utility>
 
 #include "core/check.h"
 #include "core/date.h"
+#include "core/errno_text.h"
 #include "placement/trace_bytes.h"
 
 namespace moe {
@@ -29,8 +28,6 @@ constexpr std::size_t kRingSteps = 4;
 constexpr std::size_t kFileBufferBytes = std::size_t{1} << 20;
 // The recorder's thread looks by itself: waking it would be a system call of the step's.
 constexpr std::chrono::milliseconds kInterval{20};
-
-std::string ErrorText(int error) { return std::generic_category().message(error); }
 
 std::size_t Aligned(std::size_t bytes) { return (bytes + kLengthBytes - 1) / kLengthBytes * kLengthBytes; }
 
@@ -52,7 +49,7 @@ Result<std::unique_ptr<TraceRecorder>> TraceRecorder::Start(Options options, Tra
   const int flags = O_WRONLY | O_CREAT | O_CLOEXEC | (refuse ? O_EXCL : O_TRUNC);
   constexpr mode_t kMode = 0644;
   const int descriptor = open(options.path.c_str(), flags, kMode);
-  if (descriptor < 0) return InvalidArgument("trace ", options.path.string(), " cannot be written: ", ErrorText(errno));
+  if (descriptor < 0) return InvalidArgument("trace ", options.path.string(), " cannot be written: ", ErrnoText());
   std::FILE* const file = fdopen(descriptor, "wb");
   MOE_CHECK(file != nullptr);
   std::setvbuf(file, nullptr, _IOFBF, kFileBufferBytes);
@@ -208,7 +205,7 @@ void TraceRecorder::WriteBytes(std::span<const std::byte> bytes) {
 }
 
 void TraceRecorder::NoteFailure() {
-  const Status failure = Internal("trace ", options_.path.string(), " cannot be written: ", ErrorText(errno));
+  const Status failure = Internal("trace ", options_.path.string(), " cannot be written: ", ErrnoText());
   const std::lock_guard lock(mutex_);
   if (failure_.ok()) failure_ = failure;
   finishing_.store(true, std::memory_order_release);  // pairs with WriteUntilFinished

@@ -14,6 +14,8 @@
 #include <memory>
 #include <system_error>
 
+#include "core/errno_text.h"
+
 namespace moe {
 namespace {
 
@@ -46,9 +48,7 @@ Status CannotListen(const ListenAddress& address, std::string_view why) {
   return Unavailable("cannot listen on ", address.WithPort(address.port), ": ", why);
 }
 
-Status CannotListen(const ListenAddress& address, int error) {
-  return CannotListen(address, std::generic_category().message(error));
-}
+Status CannotListen(const ListenAddress& address, int error) { return CannotListen(address, ErrnoText(error)); }
 
 // 0 or the error number of binding a listening socket to it.
 int TryBind(int family, int protocol, const sockaddr* address, socklen_t bytes) {
