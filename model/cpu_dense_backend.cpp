@@ -13,20 +13,14 @@
 #include "model/cpu_mlp.h"
 #include "model/dense_backend.h"
 #include "model/gate.h"
+#include "model/step_buffers.h"
 
 namespace moe {
 namespace {
 
-// The MLP that the router computes itself: a dense layer's, or the shared experts; else 0.
-std::size_t OwnIntermediate(const LayerSpec& layer) {
-  if (!layer.moe) return static_cast<std::size_t>(layer.dense_mlp.intermediate);
-  return layer.moe->shared ? static_cast<std::size_t>(layer.moe->shared->intermediate) : 0;
-}
-
-std::size_t WidestOwnIntermediate(const ModelConfig& config) {
-  std::size_t widest = 0;
-  for (const LayerSpec& layer : config.layers) widest = std::max(widest, OwnIntermediate(layer));
-  return widest;
+int OwnIntermediate(const LayerSpec& layer) {
+  const MlpSpec* mlp = OwnMlp(layer);
+  return mlp == nullptr ? 0 : mlp->intermediate;
 }
 
 // The type of the MLPs that the router computes itself, which all have the same.
@@ -68,7 +62,7 @@ class CpuDenseBackend final : public DenseBackend {
              {.rows = options.max_step_tokens,
               .mlps = 1,
               .hidden = static_cast<std::size_t>(config.hidden),
-              .intermediate = WidestOwnIntermediate(config),
+              .intermediate = Widest(config, OwnIntermediate),
               .type = OwnMlpType(weights_)}),
         cache_(config, options.kv),
         routing_(options.routing),

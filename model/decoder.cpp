@@ -1,40 +1,9 @@
 #include "model/decoder.h"
 
-#include <algorithm>
-
 #include "core/check.h"
+#include "model/step_buffers.h"
 
 namespace moe {
-namespace {
-
-std::size_t CrossWidth(const AttentionSpec& cross) {
-  return static_cast<std::size_t>(cross.num_heads * cross.head_dim);
-}
-
-std::size_t CrossKeyValueWidth(const AttentionSpec& cross) {
-  return 2 * static_cast<std::size_t>(cross.num_kv_heads * cross.head_dim);
-}
-
-std::size_t ProjectedWidth(const LayerSpec& layer) {
-  const auto own = static_cast<std::size_t>(layer.attention.projected_width());
-  if (!layer.cross_attention) return own;
-  return std::max({own, CrossWidth(*layer.cross_attention), CrossKeyValueWidth(*layer.cross_attention)});
-}
-
-std::size_t HeadsWidth(const LayerSpec& layer) {
-  const auto own = static_cast<std::size_t>(layer.attention.heads_width());
-  return layer.cross_attention ? std::max(own, CrossWidth(*layer.cross_attention)) : own;
-}
-
-// The largest `width` of a layer.
-template <typename Width>
-std::size_t Widest(const ModelConfig& config, Width&& width) {
-  std::size_t widest = 0;
-  for (const LayerSpec& layer : config.layers) widest = std::max(widest, width(layer));
-  return widest;
-}
-
-}  // namespace
 
 Decoder::Decoder(const ModelConfig& config, DenseBackend& backend, std::size_t max_step_tokens,
                  std::size_t max_logit_rows, std::size_t max_batches)
@@ -92,7 +61,7 @@ void Decoder::AttentionBlock(std::size_t layer) {
 }
 
 void Decoder::CrossAttentionBlock(std::size_t layer) {
-  const std::size_t width = CrossWidth(*config_.layers[layer].cross_attention);
+  const auto width = static_cast<std::size_t>(CrossWidth(*config_.layers[layer].cross_attention));
   const Tensor normed = Mine(normed_);
   const Tensor queries = Mine(projected_).Columns(0, width);
   const Tensor heads = Mine(heads_).Columns(0, width);
@@ -142,7 +111,7 @@ void Decoder::EndStack(const StackSpec& stack) {
   for (std::size_t layer = 0; layer < config_.layers.size(); ++layer) {
     const auto& cross = config_.layers[layer].cross_attention;
     if (!cross) continue;
-    const Tensor key_value = Mine(projected_).Columns(0, CrossKeyValueWidth(*cross));
+    const Tensor key_value = Mine(projected_).Columns(0, static_cast<std::size_t>(CrossKeyValueWidth(*cross)));
     backend_.Linear(LinearRole::kCrossKeyValue, layer, normed, key_value);
     backend_.StoreCross(layer, key_value);
   }

@@ -5,6 +5,7 @@
 
 #include "core/machine.h"
 #include "kernels/kernels.h"
+#include "model/step_buffers.h"
 #include "model/weights.h"
 #include "ranks/device_experts.h"
 #include "ranks/rank_device.h"
@@ -12,23 +13,16 @@
 namespace moe {
 namespace {
 
-std::size_t WidestExpert(const ModelConfig& config) {
-  int widest = 0;
-  for (const LayerSpec& layer : config.layers)
-    if (layer.moe) widest = std::max(widest, layer.moe->expert.intermediate);
-  return static_cast<std::size_t>(widest);
-}
-
 // Of one dispatch.
 std::size_t MaxPairs(const RankSetup& setup) { return setup.exchange.max_tokens * setup.exchange.experts_per_token; }
 
 // With the shard's weights where it computes with them.
 Result<std::unique_ptr<ExpertBackend>> OnDevice(const RankSetup& setup, const ExpertShard& shard) {
-  MOE_ASSIGN_OR_RETURN(
-      std::unique_ptr<ExpertBackend> backend,
-      MakeDeviceExperts(
-          *setup.device, setup,
-          {.rows = MaxPairs(setup), .slots = shard.most_slots(), .intermediate = WidestExpert(setup.config)}));
+  MOE_ASSIGN_OR_RETURN(std::unique_ptr<ExpertBackend> backend,
+                       MakeDeviceExperts(*setup.device, setup,
+                                         {.rows = MaxPairs(setup),
+                                          .slots = shard.most_slots(),
+                                          .intermediate = Widest(setup.config, ExpertIntermediate)}));
   for (const ExpertShard::Layer& layer : shard.layers()) MOE_RETURN_IF_ERROR(backend->Prepare(layer));
   return backend;
 }
@@ -48,7 +42,7 @@ Result<std::unique_ptr<ExpertBackend>> MakeBackend(const RankSetup& setup, const
                               {.rows = MaxPairs(setup),
                                .mlps = static_cast<std::size_t>(setup.config.num_experts()),  // in any placement
                                .hidden = setup.exchange.hidden,
-                               .intermediate = WidestExpert(setup.config),
+                               .intermediate = Widest(setup.config, ExpertIntermediate),
                                .type = setup.weight_types.mlps});
 }
 

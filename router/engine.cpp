@@ -5,13 +5,10 @@
 
 #include "core/check.h"
 #include "core/clock.h"
+#include "model/step_buffers.h"
 
 namespace moe {
 namespace {
-
-// Rows whose logits are held at a time: enough to read the head's weights seldom, few enough that a vocabulary of
-// 200,000 takes 50 MB.
-constexpr std::size_t kLogitRows = 64;
 
 std::size_t Rows(std::span<const Chunk> chunks) {
   std::size_t rows = 0;

@@ -13,6 +13,7 @@
 #include "experts/worker.h"
 #include "kernels/kernels.h"
 #include "model/migration_format.h"
+#include "model/step_buffers.h"
 #include "model/tensor_check.h"
 #include "model/weights.h"
 #include "placement/forced_routing.h"
@@ -28,13 +29,6 @@ Placement MakePlacement(const HarnessOptions& options, const ModelConfig& config
                              .layers = config.sparse_layers(),
                              .redundant_experts = options.redundant_experts};
   return *(options.placement == PlacementRule::kLinear ? LinearPlacement(shape) : RoundRobinPlacement(shape));
-}
-
-std::size_t WidestExpert(const ModelConfig& config) {
-  int widest = 0;
-  for (const LayerSpec& layer : config.layers)
-    if (layer.moe) widest = std::max(widest, layer.moe->expert.intermediate);
-  return static_cast<std::size_t>(widest);
 }
 
 KvPlan PlanCache(const HarnessOptions& options, const ModelConfig& config) {
@@ -96,7 +90,7 @@ struct EngineHarness::WorkerSide {
                                      {.rows = max_pairs,
                                       .mlps = max_slots,
                                       .hidden = harness.exchange_options_.hidden,
-                                      .intermediate = WidestExpert(harness.config_),
+                                      .intermediate = Widest(harness.config_, ExpertIntermediate),
                                       .type = harness.weight_types_.mlps})),
         loop(
             {.hidden = harness.exchange_options_.hidden, .max_pairs = max_pairs, .max_slots = max_slots},
