@@ -6,10 +6,10 @@
 #include <unistd.h>
 
 #include <array>
-#include <cerrno>
 #include <charconv>
-#include <cstring>
 #include <fstream>
+
+#include "core/errno_text.h"
 
 namespace moe {
 namespace {
@@ -57,7 +57,7 @@ Result<Place> ParseName(std::string_view name) {
 Result<std::span<std::byte>> Map(int file, std::size_t bytes) {
   void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   if (memory == MAP_FAILED)
-    return ResourceExhausted("shared memory of ", bytes, " bytes cannot be mapped: ", std::strerror(errno));
+    return ResourceExhausted("shared memory of ", bytes, " bytes cannot be mapped: ", ErrnoText());
   return std::span(static_cast<std::byte*>(memory), bytes);
 }
 
@@ -72,7 +72,7 @@ Status CheckIs(const struct stat& is, const Place& place, std::size_t bytes) {
 
 Status CheckOpened(int file, const Place& place, std::size_t bytes) {
   struct stat is {};
-  if (fstat(file, &is) != 0) return NotFound("shared memory ", place.path(), ": ", std::strerror(errno));
+  if (fstat(file, &is) != 0) return NotFound("shared memory ", place.path(), ": ", ErrnoText());
   MOE_RETURN_IF_ERROR(CheckIs(is, place, bytes));
   if ((fcntl(file, F_GET_SEALS) & kSeals) == kSeals) return Status::Ok();
   return InvalidArgument("shared memory ", place.path(), " could change its length");
@@ -82,7 +82,7 @@ Status CheckOpened(int file, const Place& place, std::size_t bytes) {
 
 Result<SharedMemory> SharedMemory::Create(std::size_t bytes) {
   const auto refused = [bytes](const char* what) {
-    return ResourceExhausted("shared memory of ", bytes, " bytes: ", what, ": ", std::strerror(errno));
+    return ResourceExhausted("shared memory of ", bytes, " bytes: ", what, ": ", ErrnoText());
   };
   const int file = memfd_create("moe", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (file < 0) return refused("memfd_create");
@@ -102,10 +102,10 @@ Result<SharedMemory> SharedMemory::Open(std::string_view name, std::size_t bytes
   // Looked at before it is opened: a name may come from anyone, and opening a device may do something.
   struct stat is {};
   if (stat(place.path().c_str(), &is) != 0)
-    return NotFound("shared memory ", place.path(), " cannot be seen: ", std::strerror(errno));
+    return NotFound("shared memory ", place.path(), " cannot be seen: ", ErrnoText());
   MOE_RETURN_IF_ERROR(CheckIs(is, place, bytes));
   const int file = open(place.path().c_str(), O_RDWR | O_CLOEXEC);
-  if (file < 0) return NotFound("shared memory ", place.path(), " cannot be opened: ", std::strerror(errno));
+  if (file < 0) return NotFound("shared memory ", place.path(), " cannot be opened: ", ErrnoText());
   Result<SharedMemory> opened = [&]() -> Result<SharedMemory> {
     MOE_RETURN_IF_ERROR(CheckOpened(file, place, bytes));
     MOE_ASSIGN_OR_RETURN(const std::span<std::byte> memory, Map(file, bytes));

@@ -43,7 +43,9 @@ TEST(SelectTransports, WhatCannotRunIsRefusedByName) {
     const char* expected;
   } cases[] = {
       {{}, kAlone, "--transports is empty"},
-      {{"carrier-pigeon"}, kAlone, "--transports carrier-pigeon is unknown (auto, all, inprocess, mpi, grpc, grpc_streams, nccl)"},
+      {{"carrier-pigeon"},
+       kAlone,
+       "--transports carrier-pigeon is unknown (auto, all, inprocess, mpi, grpc, grpc_streams, nccl)"},
       {{"grpc", "grpc"}, kAlone, "--transports has grpc twice"},
       {{"grpc", "auto"}, kAlone, "--transports auto stands alone"},
       {{"all", "grpc"}, kAlone, "--transports all stands alone"},
