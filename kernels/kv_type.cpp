@@ -1,21 +1,10 @@
 #include "kernels/kv_type.h"
 
-#include <bit>
-
 #include "core/check.h"
+#include "kernels/weight_type.h"
 
 namespace moe {
 namespace {
-
-/// The bits that F32ToBf16 gives, chosen without a branch, so that loops over it become vector code: a step of 32
-/// sequences stores 100,000 elements a layer.
-std::uint16_t RoundToBf16(float value) {
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
-  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
-  const std::uint32_t quiet = (bits >> 16) | 0x40u;
-  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  return static_cast<std::uint16_t>(is_nan ? quiet : rounded);
-}
 
 /// `rows` as elements of the type that `convert` gives, to out[r * position_step + i * element_step].
 template <typename Element, typename Convert>
@@ -42,7 +31,7 @@ void Store(MatrixView<const float> rows, KvType type, std::size_t position_step,
   if (type == KvType::kF32) {
     Store<float>(rows, position_step, element_step, out, [](float value) { return value; });
   } else {
-    Store<std::uint16_t>(rows, position_step, element_step, out, RoundToBf16);
+    Store<std::uint16_t>(rows, position_step, element_step, out, F32ToBf16);
   }
 }
 

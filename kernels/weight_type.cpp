@@ -8,7 +8,7 @@
 namespace moe {
 namespace {
 
-// Fields of the formats. bf16 is the upper half of an fp32; f16 has 5 bits of exponent (bias 15), 10 of fraction.
+// Fields of the formats. f16 has 5 bits of exponent (bias 15), 10 of fraction.
 constexpr std::uint32_t kF32Infinity = 0x7f800000;
 constexpr std::uint32_t kF32QuietBit = 0x00400000;
 constexpr std::uint32_t kF16Infinity = 0x7c00;
@@ -41,17 +41,6 @@ std::optional<WeightType> ParseWeightType(std::string_view name) {
     if (name == Name(type)) return type;
   }
   return std::nullopt;
-}
-
-float Bf16ToF32(std::uint16_t bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
-
-std::uint16_t F32ToBf16(float value) {
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
-  // A NaN whose payload lies in the lower half only would become an infinity without the quiet bit.
-  if ((bits & ~0x80000000u) > kF32Infinity) return static_cast<std::uint16_t>((bits | kF32QuietBit) >> 16);
-  // The carry of a rounded fraction moves into the exponent, which is right up to and including infinity.
-  const std::uint32_t sign = (bits >> 16) & 0x8000u;
-  return static_cast<std::uint16_t>(sign | ShiftRightToNearestEven(bits & ~0x80000000u, 16));
 }
 
 float F16ToF32(std::uint16_t bits) {
