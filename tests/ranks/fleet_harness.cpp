@@ -126,4 +126,11 @@ void FleetHarness::WaitForWorkers(int up) {
   }
 }
 
+void FleetHarness::Replace(int w) {
+  workers_->Kill(w);
+  WaitForWorkers(workers_->size() - 1);
+  workers_->Start(w);
+  WaitForWorkers(workers_->size());
+}
+
 }  // namespace moe

@@ -62,6 +62,9 @@ class FleetHarness {
   std::vector<Client> Finish(const std::vector<SequenceRequest>& requests);
   /// Until the router has so many workers.
   void WaitForWorkers(int up);
+  /// Kills worker `w`, dead or alive, while all others are up, and starts it again; returns when the router has noticed
+  /// both. One that lives until it is killed would count as up until then.
+  void Replace(int w);
 
  private:
   const FleetOptions options_;

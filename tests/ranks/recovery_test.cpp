@@ -280,8 +280,7 @@ TEST(Recovery, WorkersThatGoAndComeUnderLoadLoseNothing) {
     harness.workers().worker(victim).board().DieAtDispatch(harness.workers().worker(victim).board().dispatches() +
                                                            random() % 20);
     batches.back().front().watcher->WaitFinished();
-    harness.workers().Start(victim);
-    harness.WaitForWorkers(3);
+    harness.Replace(victim);
   }
   for (const std::vector<Client>& clients : batches) {
     for (std::size_t i = 0; i < clients.size(); ++i) {
