@@ -246,19 +246,24 @@ def _complete(port: int, plan: Plan, batch: int, tokens: int, draw: random.Rando
         raise PeerError(f"llama-server did not answer with JSON: {error}") from None
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@contextlib.contextmanager
+def _held_port() -> Iterator[int]:
+    """A port that nobody else is given meanwhile, and that a server may bind: it says that it shares, as all servers do
+    for the sake of a restart, and does not listen."""
+    with socket.socket() as holder:
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            holder.setsockopt(socket.SOL_SOCKET, option, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 @contextlib.contextmanager
 def _running_server(peer: Peer, plan: Plan) -> Iterator[int]:
     """Its port, once it has loaded the model. It is stopped in every case."""
-    port, slots = _free_port(), max(plan.batches)
-    command = [peer.programs["llama-server"], "-m", plan.gguf, "-t", plan.threads, "--host", "127.0.0.1", "--port", port,
-               "-np", slots, "-c", slots * (plan.generate + SERVER_SPARE_TOKENS), *peer.options["llama-server"]]
-    with tempfile.TemporaryFile("w+", errors="replace") as log, _somewhere() as folder:
+    slots = max(plan.batches)
+    with _held_port() as port, tempfile.TemporaryFile("w+", errors="replace") as log, _somewhere() as folder:
+        command = [peer.programs["llama-server"], "-m", plan.gguf, "-t", plan.threads, "--host", "127.0.0.1", "--port",
+                   port, "-np", slots, "-c", slots * (plan.generate + SERVER_SPARE_TOKENS), *peer.options["llama-server"]]
         try:
             server = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder)
         except OSError as error:

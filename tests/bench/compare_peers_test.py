@@ -154,11 +154,11 @@ class ComparePeersTest(unittest.TestCase):
         self.assertEqual(problem, "fake.cpp: only 0 of 4 sequences of llama-server had tokens of their own")
 
     def test_programs_that_hang_are_stopped(self):
-        for fault, complaint in (("bench-hangs", "llama-bench was not done after 3 s"),
-                                 ("server-hangs", "llama-server was not ready after 3 s")):
+        for fault, complaint in (("bench-hangs", "llama-bench was not done after 8 s"),
+                                 ("server-hangs", "llama-server was not ready after 8 s")):
             with self.subTest(fault):
                 self.install(fault)
-                (problem,) = self.measured("--timeout", 3, exit_code=1)["results"]["problems"]
+                (problem,) = self.measured("--timeout", 8, exit_code=1)["results"]["problems"]
                 self.assertIn(complaint, problem)
 
     def test_a_missing_program_is_a_problem(self):
