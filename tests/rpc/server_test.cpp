@@ -113,7 +113,7 @@ TEST(RpcServerTest, PortZeroReportsTheAddressReallyBoundAndServes) {
 
 TEST(RpcServerTest, ListensOnLocalSockets) {
   for (const std::string& listen :
-       {Cat("unix:", testing::TempDir(), "moe_rpc_test"), Cat("unix-abstract:moe-rpc-", getpid())}) {
+       {Cat("unix:", testing::TempDir(), "moe_rpc_test-", getpid()), Cat("unix-abstract:moe-rpc-", getpid())}) {
     Shard shard;
     const auto server = StartOrDie(shard, {.listen = listen});
     EXPECT_EQ(server->address(), listen);
@@ -123,7 +123,7 @@ TEST(RpcServerTest, ListensOnLocalSockets) {
 }
 
 TEST(RpcServerTest, ARunningServersSocketIsNotTakenFromIt) {
-  const std::string listen = Cat("unix:", testing::TempDir(), "moe_rpc_taken_test");
+  const std::string listen = Cat("unix:", testing::TempDir(), "moe_rpc_taken_test-", getpid());
   Shard shard;
   const auto server = StartOrDie(shard, {.listen = listen});
   const auto second = RpcServer::Start({.listen = listen}, {});
