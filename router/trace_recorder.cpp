@@ -159,14 +159,15 @@ void TraceRecorder::WriteUntilFinished() {
   }
   Close();
   Tell();
+  TraceProgress end = progress();
+  end.recording = false;
+  if (options_.on_ended) options_.on_ended(end);  // before anybody else hears of it
   std::vector<std::function<void(const TraceProgress&)>> waiting;
   {
     const std::lock_guard lock(mutex_);
     closed_ = true;
     waiting.swap(waiting_);
   }
-  const TraceProgress end = progress();
-  if (options_.on_ended) options_.on_ended(end);
   for (const auto& ended : waiting) ended(end);
 }
 
