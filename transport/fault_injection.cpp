@@ -110,9 +110,10 @@ class FaultyExchange final : public Exchange {
       return status;
     }
     while (true) {
+      const bool late = Clock::now() >= deadline;  // before the look, which may come much later
       MOE_ASSIGN_OR_RETURN(const bool done, Poll());
       if (done) return Status::Ok();
-      if (Clock::now() >= deadline) return transport_.failure_ = NoReply(transport_, held_);
+      if (late) return transport_.failure_ = NoReply(transport_, held_);
       std::this_thread::yield();
     }
   }

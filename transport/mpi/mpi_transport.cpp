@@ -208,9 +208,10 @@ void MpiExchange::EndIfComplete(std::size_t worker) {
 
 Status MpiExchange::Wait(Deadline deadline) {
   while (true) {
+    const bool late = Clock::now() >= deadline;  // before the look: this thread may have slept while replies came
     MOE_ASSIGN_OR_RETURN(const bool done, Poll());
     if (done) return Status::Ok();
-    if (Clock::now() >= deadline) return transport_.Fail(NoReply(transport_, slot_.pending));
+    if (late) return transport_.Fail(NoReply(transport_, slot_.pending));
     if (!moved_) backoff_.Pause(deadline);  // else more may be there already
   }
 }
