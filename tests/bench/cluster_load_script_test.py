@@ -28,7 +28,7 @@ class ClusterLoadTest(unittest.TestCase):
         program.chmod(0o755)
         return subprocess.run(
             [SOURCE / "bench/cluster_load_test.sh", "--ranks", str(ranks), "--server-binary", self.folder, "--bench-binary",
-             BINARY / "bin", "--output", self.output, "--load-args", LOAD, "--settle-timeout", "4", *more],
+             BINARY / "bin", "--output", self.output, "--load-args", LOAD, "--settle-timeout", "10", *more],
             capture_output=True, text=True, check=False, timeout=120)
 
     def result(self) -> dict:

@@ -152,7 +152,7 @@ class FleetTest(serving.ServingTest):
 
     def test_a_silent_worker_is_lost_at_the_deadline_and_found_when_it_speaks(self):
         with fleet.running(serving.MOE, 3) as workers, \
-                workers.router(*REPLICATED, "--exchange-timeout", 1) as server:
+                workers.router(*REPLICATED, "--exchange-timeout", 3) as server:
             with Stream(server, self.expected) as stream:
                 workers.workers[2].signal(signal.SIGSTOP)
                 serving.wait_until(lambda: not up(server)[3], "a silent worker is still up")
@@ -213,7 +213,8 @@ class RefusalTest(serving.ServingTest):
     def test_a_worker_that_is_not_there_is_waited_for(self):
         with fleet.running(serving.MOE, 2) as workers:
             workers.workers[1].kill()
-            self.assert_refused_router(fleet.run_router(workers, "--load-timeout", 1),
+            # The other one has loaded long before.
+            self.assert_refused_router(fleet.run_router(workers, "--load-timeout", 5),
                                        f"rank 2 ({workers.workers[1].address})", "--load-timeout")
             with concurrent.futures.ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as stack:
                 waiting = pool.submit(lambda: stack.enter_context(workers.router()))

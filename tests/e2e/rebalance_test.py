@@ -31,7 +31,6 @@ class RebalanceTest(serving.ServingTest):
         trace = folder / "skewed.moetrace"
         with serving.running(serving.MOE, 3, *SKEWED, "--rebalance", "advise", "--rebalance-interval", "0.2",
                              "--trace", trace) as server:
-            self.assertFalse(server.get_cluster().HasField("verdict"), "before the first look")
             for _ in range(5):
                 server.score(windows(8))
             server.wait_until_idle()
@@ -131,6 +130,11 @@ class RebalanceTest(serving.ServingTest):
     def balancedness(self, server) -> float:
         server.generate(windows(8), 40)
         return server.cluster.Rebalance(serving.pb.RebalanceRequest(), timeout=serving.CALL_SECONDS).verdict.balancedness
+
+    def test_before_the_first_look_there_is_no_verdict(self):
+        with serving.running(serving.MOE, 0, "--rebalance", "advise", "--rebalance-interval", "3600") as server:
+            server.score(windows(8))
+            self.assertFalse(server.get_cluster().HasField("verdict"))
 
     def test_without_the_flag_nobody_looks_but_who_asks(self):
         with serving.running(serving.MOE) as server:
