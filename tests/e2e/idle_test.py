@@ -33,10 +33,12 @@ class IdleTest(serving.ServingTest):
             share = (cpu_seconds(ranks) - used) / (time.monotonic() - begin)
             self.assertLess(share, SPINNING_SHARE)
             self.assertEqual(server.generate([[1, 2, 3]], 5)[0].reason, "LENGTH")
-            # Counted the same way: while it works, the cluster does take more.
-            begin, used = time.monotonic(), cpu_seconds(ranks)
-            server.generate([[1] * 100] * 64, 100)
-            self.assertGreater((cpu_seconds(ranks) - used) / (time.monotonic() - begin), SPINNING_SHARE)
+            # Work, counted the same way, does come to what would have been too much; how soon depends on the machine.
+            used = cpu_seconds(ranks)
+            def too_much() -> bool:
+                server.generate([[1] * 100] * 64, 100)
+                return cpu_seconds(ranks) - used > SPINNING_SHARE * SECONDS
+            serving.wait_until(too_much, "work that does not show")
 
 
 if __name__ == "__main__":

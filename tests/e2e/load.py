@@ -28,7 +28,7 @@ class Load:
         return Load(server, calls=10, sequences=20)
 
     def __enter__(self) -> "Load":
-        self._accepted_before = self._accepted()
+        self._accepted_before = self._accepted_at_rest()
         self._futures = [self._pool.submit(self._run) for _ in range(self.calls)]
         serving.wait_until(lambda: self._accepted() - self._accepted_before == self.calls * self.sequences,
                            "not all of the load is accepted")
@@ -41,6 +41,13 @@ class Load:
         metrics = self.server.metrics()
         return sum(metrics.get(name) for name in ("moe_requests_running", "moe_requests_waiting")) + metrics.get(
             "moe_requests_total", outcome="finished")
+
+    def _accepted_at_rest(self) -> float:
+        """Not between the end of another load's sequence and the queue's figures without it."""
+        before = self._accepted()
+        while before != (now := self._accepted()):
+            before = now
+        return before
 
     def _run(self) -> tuple[list[serving.Continuation], grpc.RpcError | None]:
         results = [serving.Continuation() for _ in range(self.sequences)]
