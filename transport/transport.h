@@ -38,7 +38,8 @@ class Exchange {
   virtual std::span<std::byte> request(WorkerId worker) = 0;
 
   /// Starts the exchange: request_bytes[w] bytes go to worker w, and one reply is awaited from it; 0 leaves it out.
-  /// INVALID_ARGUMENT over the limit, before anything is sent. Returns before anything has arrived.
+  /// INVALID_ARGUMENT over the limit, before anything is sent. Waits for no reply; but what it meets while it sends (a
+  /// peer that is gone, say) ends the exchange as it would in Wait.
   virtual Status Start(std::span<const std::size_t> request_bytes) = 0;
 
   /// Makes progress without waiting; true when every reply is there.

@@ -269,8 +269,7 @@ TEST_P(TransportContract, AWorkerThatGoesIsUnavailableAndNamed) {
   WriteEcho(*exchange, 2);
   Sizes sizes = Everyone(8);
   sizes[1] = WriteCommand(*exchange, 1, {.command = Command::kQuit});
-  ASSERT_TRUE(exchange->Start(sizes).ok());
-  const Status status = exchange->Wait(Generous());
+  const Status status = StartAndWait(*exchange, sizes, Generous());
   EXPECT_EQ(status.code(), StatusCode::kUnavailable);
   EXPECT_THAT(status.message(), testing::HasSubstr(RankName(1)));
 }

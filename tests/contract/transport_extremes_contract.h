@@ -25,8 +25,7 @@ class TransportExtremes : public TransportContract {
     const auto exchange = transport().MakeExchange();
     EchoOnce(*exchange, Everyone(48), 1);
     WriteEcho(*exchange, 2);
-    EXPECT_TRUE(exchange->Start(Only(1, 32)).ok());
-    Status status = exchange->Wait(deadline);
+    Status status = StartAndWait(*exchange, Only(1, 32), deadline);
     EXPECT_EQ(exchange->Start(Everyone(8)).message(), status.message()) << "not terminal";
     return status;
   }

@@ -114,6 +114,11 @@ class TransportContract : public testing::TestWithParam<TransportContractParam> 
     ASSERT_TRUE(status.ok()) << status.message();
     ExpectEchoes(exchange, sizes);
   }
+  // What the exchange ends in. A peer that is gone or sends nonsense may be met before Start has sent all.
+  static Status StartAndWait(Exchange& exchange, const Sizes& sizes, Deadline deadline) {
+    const Status status = exchange.Start(sizes);
+    return status.ok() ? exchange.Wait(deadline) : status;
+  }
   // Lets the exchange fail because worker `silent`, asked alone, says nothing.
   Status FailBySilence(Exchange& exchange, std::size_t silent) {
     WriteCommand(exchange, silent, {.command = Command::kSilent});
