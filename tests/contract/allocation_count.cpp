@@ -9,9 +9,13 @@ namespace moe {
 namespace {
 
 std::atomic<std::uint64_t> allocations{0};
+thread_local std::uint64_t thread_allocations = 0;
 
 void* Count(void* memory) {
-  if (!UncountedAllocations::now()) allocations.fetch_add(1);
+  if (!UncountedAllocations::now()) {
+    allocations.fetch_add(1);
+    ++thread_allocations;
+  }
   if (memory == nullptr) std::abort();
   return memory;
 }
@@ -19,6 +23,7 @@ void* Count(void* memory) {
 }  // namespace
 
 std::uint64_t AllocationCount() { return allocations.load(); }
+std::uint64_t ThreadAllocationCount() { return thread_allocations; }
 
 }  // namespace moe
 

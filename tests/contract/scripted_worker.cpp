@@ -53,7 +53,7 @@ class ScriptedWorker {
             Digest{.hash = HashBytes(request.payload), .bytes = request.payload.size(), .requests = ++digests_}, out);
       case Command::kOversize: return Write(endpoint_.Reply(request, out.size() + 1).code(), out);
       case Command::kAlignment: return Write(Misalignment(request.payload.data()) + Misalignment(out.data()), out);
-      case Command::kAllocations: return Write(AllocationCount(), out);
+      case Command::kAllocations: return Write(ThreadAllocationCount(), out);
       case Command::kSlow:
         std::this_thread::sleep_for(std::chrono::milliseconds(header.argument));
         return Echo(request);

@@ -17,7 +17,7 @@ enum class Command : std::uint8_t {
   kHold = 5,         // echoed only after the next request that is not held has been replied to
   kOversize = 6,     // tries one byte more than allowed, then replies with the code that gave (one byte)
   kAlignment = 7,    // reply: how far request and reply buffer are off a multiple of 64, summed (8 bytes)
-  kAllocations = 8,  // reply: AllocationCount() of the worker's process (8 bytes)
+  kAllocations = 8,  // reply: ThreadAllocationCount() of the worker (8 bytes)
   kQuit = 9,         // no reply; the worker destroys its end
   kSlow = 10,        // reply: the request, `argument` milliseconds later
 };

@@ -289,7 +289,7 @@ TEST_P(TransportContract, TheSteadyStateAllocatesNothing) {
     }
     return ok;
   };
-  // The count of each worker's process, which may be this one; asking allocates nothing either.
+  // The count of each worker's thread, which is all that an end runs on; asking allocates nothing either.
   const auto ask = [&](std::vector<std::uint64_t>& counts) {
     for (std::size_t w = 0; w < num_workers(); ++w) WriteCommand(*one, w, {.command = Command::kAllocations});
     bool ok = one->Start(sizes).ok() && one->Wait(Generous()).ok();
@@ -302,11 +302,11 @@ TEST_P(TransportContract, TheSteadyStateAllocatesNothing) {
   std::vector<std::uint64_t> first(num_workers());
   std::vector<std::uint64_t> last(num_workers());
   const bool warm = run(10);
-  const std::uint64_t own_first = AllocationCount();
+  const std::uint64_t own_first = ThreadAllocationCount();
   const bool asked_first = ask(first);
   const bool ran = run(300);
   const bool asked_last = ask(last);
-  const std::uint64_t own_last = AllocationCount();
+  const std::uint64_t own_last = ThreadAllocationCount();
   ASSERT_TRUE(warm && asked_first && ran && asked_last);
   EXPECT_EQ(own_last, own_first);
   EXPECT_EQ(last, first);
