@@ -190,9 +190,10 @@ Status InProcessExchange::Wait(Deadline deadline) {
   Doorbell& bell = transport_.fabric_->routers[transport_.router_].bell;
   while (true) {
     const std::uint32_t seen = bell.count();
+    const bool late = Clock::now() >= deadline;  // before the look: this thread may have slept while replies came
     MOE_ASSIGN_OR_RETURN(const bool done, Poll());
     if (done) return Status::Ok();
-    if (Clock::now() >= deadline) return transport_.Fail(NoReply(transport_, pending_));
+    if (late) return transport_.Fail(NoReply(transport_, pending_));
     SpinThenPark(bell, seen, transport_.fabric_->options.spin, deadline);
   }
 }

@@ -340,7 +340,8 @@ Status GrpcExchange::Wait(Deadline deadline) {
   if (!transport_.failure_.ok()) return transport_.failure_;
   while (slot_.num_pending > 0) {
     if (!transport_.failure_.ok()) return transport_.failure_;
-    if (!transport_.Progress(deadline) && Clock::now() >= deadline) return GiveUp();
+    const bool late = Clock::now() >= deadline;  // before the look: this thread may have slept while replies came
+    if (!transport_.Progress(deadline) && late) return GiveUp();
   }
   return Status::Ok();
 }
