@@ -74,7 +74,8 @@ Status CheckOpened(int file, const Place& place, std::size_t bytes) {
   struct stat is {};
   if (fstat(file, &is) != 0) return NotFound("shared memory ", place.path(), ": ", ErrnoText());
   MOE_RETURN_IF_ERROR(CheckIs(is, place, bytes));
-  if ((fcntl(file, F_GET_SEALS) & kSeals) == kSeals) return Status::Ok();
+  const int seals = fcntl(file, F_GET_SEALS);  // -1 of a file that cannot have any
+  if (seals >= 0 && (seals & kSeals) == kSeals) return Status::Ok();
   return InvalidArgument("shared memory ", place.path(), " could change its length");
 }
 

@@ -14,8 +14,8 @@ namespace moe {
 namespace {
 
 // What one exchange slot of one router shares with one worker.
-struct LaneMemory {
-  explicit LaneMemory(const TransportLimits& limits)
+struct OwnLane {
+  explicit OwnLane(const TransportLimits& limits)
       : request(kFrameHeaderBytes + limits.max_request_bytes), reply(kFrameHeaderBytes + limits.max_reply_bytes) {}
 
   LaneControl control;
@@ -33,7 +33,7 @@ struct Fabric {
   explicit Fabric(const InProcessOptions& o)
       : options(o), routers(static_cast<std::size_t>(o.num_routers)), workers(static_cast<std::size_t>(o.num_workers)) {
     const std::size_t lanes = routers.size() * workers.size() * static_cast<std::size_t>(o.limits.max_exchanges);
-    for (std::size_t i = 0; i < lanes; ++i) memory.push_back(std::make_unique<LaneMemory>(o.limits));
+    for (std::size_t i = 0; i < lanes; ++i) memory.push_back(std::make_unique<OwnLane>(o.limits));
   }
 
   Rank rank(std::size_t worker) const { return Rank(static_cast<int>(worker) + (options.embedded ? 0 : 1)); }
@@ -46,7 +46,7 @@ struct Fabric {
     const auto slots = static_cast<std::size_t>(options.limits.max_exchanges);
     std::vector<Lane> lanes;
     for (std::size_t slot = 0; slot < slots; ++slot) {
-      LaneMemory& lane = *memory[(router * workers.size() + worker) * slots + slot];
+      OwnLane& lane = *memory[(router * workers.size() + worker) * slots + slot];
       lanes.push_back({.control = &lane.control, .request = lane.request.span(), .reply = lane.reply.span()});
     }
     return lanes;
@@ -55,7 +55,7 @@ struct Fabric {
   const InProcessOptions options;
   std::vector<End> routers;
   std::vector<End> workers;
-  std::vector<std::unique_ptr<LaneMemory>> memory;  // (num_routers, num_workers, max_exchanges)
+  std::vector<std::unique_ptr<OwnLane>> memory;  // (num_routers, num_workers, max_exchanges)
 };
 
 void SpinThenPark(Doorbell& bell, std::uint32_t seen, std::chrono::microseconds spin, Deadline deadline) {

@@ -22,8 +22,9 @@ std::optional<std::size_t> Complete(FrameHeader header, std::span<std::byte> fra
 }
 
 // As long as the other end says it is, and not longer than the memory: a frame that says otherwise is refused then.
-std::span<const std::byte> Arrived(std::span<std::byte> memory, std::uint64_t frame_bytes) {
-  return memory.first(std::min<std::uint64_t>(frame_bytes, memory.size()));
+std::span<const std::byte> Arrived(std::span<std::byte> memory, const std::atomic<std::uint64_t>& frame_bytes) {
+  const std::uint64_t bytes = frame_bytes.load(std::memory_order_relaxed);  // once; the state has paired
+  return memory.first(std::min<std::uint64_t>(bytes, memory.size()));
 }
 
 }  // namespace
@@ -36,8 +37,8 @@ void RouterLanes::Send(std::size_t slot, std::uint64_t sequence, std::size_t byt
   const std::optional<std::size_t> frame_bytes =
       Complete({.kind = FrameKind::kRequest, .sequence = sequence, .payload_bytes = bytes}, to.request, terms_);
   if (!frame_bytes) return;
-  to.control->request_frame_bytes = *frame_bytes;
-  to.control->state.store(LaneState::kRequested, std::memory_order_release);  // pairs with acquire in Oldest
+  to.control->request_frame_bytes.store(*frame_bytes, std::memory_order_relaxed);  // the state pairs
+  to.control->state.store(LaneState::kRequested, std::memory_order_release);       // pairs with acquire in Oldest
   bell_.Ring();
 }
 
@@ -58,13 +59,20 @@ Result<bool> RouterLanes::TakeReply(std::size_t slot, std::uint64_t sequence) {
 }
 
 WorkerLanes::WorkerLanes(std::vector<Lane> lanes, const LaneTerms& terms, Rank peer, Doorbell& bell)
-    : lanes_(std::move(lanes)), terms_(terms), peer_(peer), bell_(bell), last_sequences_(lanes_.size()) {}
+    : lanes_(std::move(lanes)),
+      terms_(terms),
+      peer_(peer),
+      bell_(bell),
+      last_sequences_(lanes_.size()),
+      taken_(lanes_.size()) {}
 
 Result<std::optional<WorkerLanes::Request>> WorkerLanes::Take() {
   // The first look may pass a slot just before a request appears in it and then find a later one in the next slot. A
   // router publishes in the order of Start, so the second look, after having seen that one, sees all before it.
   while (Oldest()) {
-    Result<std::optional<Request>> taken = TakeFrom(*Oldest());
+    const std::optional<std::size_t> slot = Oldest();
+    if (!slot) break;  // a router has taken its request back, which no router of ours does
+    Result<std::optional<Request>> taken = TakeFrom(*slot);
     if (!taken.ok() || taken->has_value()) return taken;
   }
   return std::optional<Request>();
@@ -75,6 +83,7 @@ std::optional<std::size_t> WorkerLanes::Oldest() const {
   std::uint64_t oldest_sequence = 0;
   for (std::size_t slot = 0; slot < lanes_.size(); ++slot) {
     const Lane& lane = lanes_[slot];
+    if (taken_[slot] != 0) continue;
     if (lane.control->state.load(std::memory_order_acquire) != LaneState::kRequested) continue;  // pairs with Send
     const std::uint64_t sequence = ReadFrameHeader(lane.request).sequence;
     if (oldest && sequence >= oldest_sequence) continue;
@@ -103,16 +112,14 @@ Result<std::optional<WorkerLanes::Request>> WorkerLanes::TakeFrom(std::size_t sl
   }
   if (*verdict == FrameVerdict::kDrop) return std::optional<Request>();
   last_sequences_[slot] = ReadFrameHeader(frame).sequence;
-  ++open_;
+  taken_[slot] = 1;
   return std::optional<Request>({.slot = slot, .payload = frame.subspan(kFrameHeaderBytes)});
 }
 
 Status WorkerLanes::Reply(std::size_t slot, std::size_t bytes) {
   MOE_RETURN_IF_ERROR(CheckReplyBytes(terms_.limits, bytes));
-  // No pair: the worker's own store.
-  MOE_CHECK(lanes_[slot].control->state.load(std::memory_order_relaxed) == LaneState::kTaken,
-            "a reply to a request that is not open");
-  --open_;
+  MOE_CHECK(taken_[slot] != 0, "a reply to a request that is not open");
+  taken_[slot] = 0;
   HandOver(slot, FrameKind::kReply, bytes);
   return Status::Ok();
 }
@@ -122,8 +129,8 @@ void WorkerLanes::HandOver(std::size_t slot, FrameKind kind, std::size_t bytes) 
   const std::optional<std::size_t> frame_bytes =
       Complete({.kind = kind, .sequence = last_sequences_[slot], .payload_bytes = bytes}, to.reply, terms_);
   if (!frame_bytes) return;
-  to.control->reply_frame_bytes = *frame_bytes;
-  to.control->replied_at = Clock::now();
+  to.control->reply_frame_bytes.store(*frame_bytes, std::memory_order_relaxed);  // the state pairs
+  to.control->replied_at.store(Clock::now(), std::memory_order_relaxed);
   to.control->state.store(LaneState::kReplied, std::memory_order_release);  // pairs with acquire in TakeReply
   bell_.Ring();
 }

@@ -6,6 +6,7 @@
 // acquire. The two classes are the two ends of all lanes between one router and one worker.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -27,11 +28,16 @@ enum class LaneState : std::uint32_t { kIdle, kRequested, kTaken, kReplied };
 /// All-zero memory is an idle lane, so it may lie in a fresh shared mapping.
 struct alignas(64) LaneControl {
   std::atomic<LaneState> state{LaneState::kIdle};
-  std::uint64_t request_frame_bytes = 0;
-  std::uint64_t reply_frame_bytes = 0;
-  TimePoint replied_at;  // of a clock that all processes of a machine share
+  // Written before the state and read after it; each may be anything where the other end is another process.
+  std::atomic<std::uint64_t> request_frame_bytes{0};
+  std::atomic<std::uint64_t> reply_frame_bytes{0};
+  std::atomic<TimePoint> replied_at{TimePoint()};  // of a clock that all processes of a machine share
 };
-static_assert(std::atomic<LaneState>::is_always_lock_free, "it may be shared with another process");
+static_assert(std::atomic<LaneState>::is_always_lock_free && std::atomic<TimePoint>::is_always_lock_free,
+              "they may be shared with another process");
+static_assert(sizeof(LaneControl) == 64 && offsetof(LaneControl, request_frame_bytes) == 8 &&
+                  offsetof(LaneControl, reply_frame_bytes) == 16 && offsetof(LaneControl, replied_at) == 24,
+              "docs/wire-format.md has these");
 
 /// As one end sees it; frames are a header and room for the largest payload, 64-byte aligned.
 struct Lane {
@@ -62,7 +68,9 @@ class RouterLanes {
   /// The payload of the reply that was taken last; until the next Send.
   std::span<const std::byte> reply(std::size_t slot) const { return replies_[slot]; }
   /// When it was written.
-  TimePoint replied_at(std::size_t slot) const { return lanes_[slot].control->replied_at; }
+  TimePoint replied_at(std::size_t slot) const {
+    return lanes_[slot].control->replied_at.load(std::memory_order_relaxed);  // after TakeReply, which has paired
+  }
 
  private:
   const std::vector<Lane> lanes_;
@@ -90,7 +98,7 @@ class WorkerLanes {
   /// INVALID_ARGUMENT over max_reply_bytes; the request stays open.
   Status Reply(std::size_t slot, std::size_t bytes);
   /// How many requests have been taken and not replied to.
-  std::size_t open() const { return open_; }
+  std::size_t open() const { return static_cast<std::size_t>(std::ranges::count(taken_, 1)); }
 
  private:
   std::optional<std::size_t> Oldest() const;
@@ -102,7 +110,7 @@ class WorkerLanes {
   const Rank peer_;
   Doorbell& bell_;
   std::vector<std::uint64_t> last_sequences_;  // by slot: of the newest request seen there
-  std::size_t open_ = 0;
+  std::vector<std::uint8_t> taken_;            // by slot: a request that waits for its reply
 };
 
 }  // namespace moe

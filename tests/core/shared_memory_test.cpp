@@ -99,6 +99,13 @@ TEST(SharedMemory, WhatElseIsOpenThereIsNotTakenForIt) {
   ASSERT_EQ(ftruncate(file, kBytes), 0);
   EXPECT_THAT(Refusal(NameOf(file, name), StatusCode::kInvalidArgument), HasSubstr("could change its length"));
   close(file);
+  // A file on a disk can have no seals.
+  const std::string path = Cat("shared_memory_test.", getpid());
+  const int plain = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  ASSERT_EQ(unlink(path.c_str()), 0);
+  ASSERT_EQ(ftruncate(plain, kBytes), 0);
+  EXPECT_THAT(Refusal(NameOf(plain, name), StatusCode::kInvalidArgument), HasSubstr("could change its length"));
+  close(plain);
   const int device = open("/dev/null", O_RDWR | O_CLOEXEC);
   EXPECT_THAT(Refusal(NameOf(device, name), StatusCode::kNotFound), HasSubstr("has gone"));
   close(device);

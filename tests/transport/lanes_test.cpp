@@ -89,6 +89,16 @@ TEST_F(LanesTest, AReplyOverTheLimitIsRefusedAndTheRequestStaysOpen) {
   EXPECT_TRUE(worker_.Reply(request.slot, 50).ok());
 }
 
+TEST_F(LanesTest, ARequestThatIsBeingServedIsNotTakenAgainWhateverItsState) {
+  router_.Send(0, 1, 10);
+  const WorkerLanes::Request request = **worker_.Take();
+  router_.Send(0, 2, 10);  // which no router of ours does
+  EXPECT_FALSE(worker_.Take()->has_value());
+  control(0).state = LaneState::kIdle;
+  Answer(request);
+  EXPECT_EQ(worker_.open(), 0u);
+}
+
 TEST_F(LanesTest, LengthsBeyondTheMemoryAreRefusedAtBothEnds) {
   router_.Send(0, 1, 40);
   control(0).request_frame_bytes = std::uint64_t{1} << 60;
@@ -108,7 +118,7 @@ TEST_F(LanesTest, LengthsBeyondTheMemoryAreRefusedAtBothEnds) {
 // A peer may leave any bytes in the memory, whole frames with some bits changed among them.
 TEST_F(LanesTest, WhateverThePeerWritesIsTakenOrRefusedAndNothingElse) {
   std::mt19937_64 random(1);
-  const auto spoil = [&](std::span<std::byte> frame, std::uint64_t& bytes) {
+  const auto spoil = [&](std::span<std::byte> frame, std::atomic<std::uint64_t>& bytes) {
     const std::uint64_t changes = random() % 2 == 0 ? 0 : random() % 8;
     for (std::uint64_t i = 0; i < changes; ++i) frame[random() % kFrameHeaderBytes] ^= std::byte(1 << random() % 8);
     if (random() % 4 == 0) bytes = random() % 3 == 0 ? random() : random() % 200;

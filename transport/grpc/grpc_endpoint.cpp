@@ -83,7 +83,10 @@ Result<std::optional<IncomingRequest>> GrpcEndpoint::Receive(Deadline deadline) 
     if (stopped_) return Unavailable("this worker has been told to stop");
     if (!wrong_frame_.ok()) return std::exchange(wrong_frame_, Status::Ok());
     const Ringing who = WhoRings();
-    if (bell_.LookIsDue(who)) MOE_RETURN_IF_ERROR(HandleNext(TimePoint::min()).status());
+    if (bell_.LookIsDue(who)) {
+      MOE_ASSIGN_OR_RETURN(const bool moved, HandleNext(TimePoint::min()));
+      if (moved) bell_.Progress();  // more of it may be there: the next looks come soon
+    }
     MOE_ASSIGN_OR_RETURN(const std::optional<IncomingRequest> request, TakeNext());
     if (request) {
       bell_.Progress();
@@ -216,6 +219,8 @@ Status GrpcEndpoint::Admit(std::uint64_t stream, const Result<StreamHello>& hell
 }
 
 Status GrpcEndpoint::TakeRequest(Router& router, FrameMessage& message) {
+  if (router.memory != nullptr)
+    return RefuseFrame(router, Internal("rank ", kRouterRank, " sent a frame in its stream, but shares memory"));
   if (router.open() == router.num_slots()) {
     return RefuseFrame(router, Internal("rank ", kRouterRank, " has more than ", router.num_slots(),
                                         " requests in flight, the exchanges that it asked for"));
@@ -350,7 +355,8 @@ void GrpcEndpoint::SeeOff(std::uint64_t stream) {
   }
 }
 
-// A router that says nothing more and has all its replies is told goodbye.
+// A router that says nothing more and has all its replies is told goodbye. Ours do not: they cancel. Of one that does,
+// requests that lie in memory and were not taken yet are not waited for.
 void GrpcEndpoint::EndIfServed(Router& router) {
   if (router.closing && router.held == nullptr && router.idle()) streams_.End(router.stream, Status::Ok());
 }

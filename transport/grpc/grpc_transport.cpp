@@ -159,7 +159,7 @@ bool GrpcTransport::SettleMemory() {
     const LaneTerms terms{.limits = limits(), .epoch = epoch_, .tap = tap_, .worker = Id(w)};
     if (memory_->Join(terms, rank(Id(w)), bell).ok()) ++joined;
   }
-  if (joined == num_attached) {
+  if (joined == num_attached && joined > 0) {
     channels_.SetSharesMemory(true);
     return true;
   }
@@ -200,8 +200,8 @@ Status GrpcExchange::Start(std::span<const std::size_t> request_bytes) {
 // here: the router may compute for long before it waits. Asleep, because a thread of gRPC's may be at the sending,
 // which needs the processor. Not for long: a worker that reads nothing must not hold up the others.
 void GrpcTransport::SeeOff() {
-  if (memory_ != nullptr) return memory_->backoff().Progress();
-  constexpr std::chrono::milliseconds kPatience{1};  // the least that gRPC sleeps for
+  if (memory_ != nullptr) return memory_->backoff().Progress();  // nothing is to be sent; a wait begins
+  constexpr std::chrono::milliseconds kPatience{1};              // the least that gRPC sleeps for
   const Deadline deadline = After(kPatience);
   while (failure_.ok() && streams_.Unsent() && Clock::now() < deadline) Progress(deadline);
 }
@@ -237,7 +237,7 @@ bool GrpcTransport::ProgressInMemory(Deadline deadline) {
   }
   if (now >= deadline) return false;
   memory_->backoff().Pause(deadline);
-  return TakeLaneReplies();
+  return false;  // to be looked at again
 }
 
 bool GrpcTransport::TakeLaneReplies() {
@@ -298,6 +298,8 @@ Slot* GrpcTransport::SlotOf(std::size_t worker, std::uint64_t sequence) {
 // Copies the frame to where it belongs, once, and judges it there. Until then its header is not believed: it can do no
 // worse than to be written over a reply that is awaited anyway.
 Status GrpcTransport::TakeReply(std::size_t worker, FrameMessage& message) {
+  if (memory_ != nullptr)
+    return Unavailable(channels_.Peer(Id(worker)), " sent a frame in its stream, but shares memory");
   const Result<std::size_t> bytes = message.ReadEnvelope();
   if (!bytes.ok()) return Unavailable(channels_.Peer(Id(worker)), " ", bytes.status().message());
   if (*bytes > stray_.size()) {

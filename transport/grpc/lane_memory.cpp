@@ -60,7 +60,7 @@ std::vector<Lane> LaneMemory::lanes() const {
   std::vector<Lane> lanes;
   for (std::size_t slot = 0; slot < static_cast<std::size_t>(limits_.max_exchanges); ++slot) {
     const std::span<std::byte> lane = memory_.span().subspan(slot * layout.end, layout.end);
-    lanes.push_back({.control = reinterpret_cast<LaneControl*>(lane.data()),
+    lanes.push_back({.control = std::launder(reinterpret_cast<LaneControl*>(lane.data())),
                      .request = lane.subspan(layout.request, layout.request_bytes),
                      .reply = lane.subspan(layout.reply, layout.reply_bytes)});
   }

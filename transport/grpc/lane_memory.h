@@ -50,7 +50,7 @@ class LaneMemory {
 };
 
 /// How an end waits for rings. What the streams have to tell it then is that a peer has gone, or come: it looks at them
-/// every kLookInterval at most, and after each sleep.
+/// no more often than every kLookInterval, and no later than after the sleep that outlasts it.
 BackoffOptions WaitingForRings();
 inline constexpr std::chrono::milliseconds kLookInterval{1};
 
@@ -59,7 +59,7 @@ struct MemoryOffer {
   std::string lanes;
   std::string bell;  // the router's own
 
-  /// As one word of metadata.
+  /// As a value of metadata: both, with a space between them.
   std::string ToText() const;
   static Result<MemoryOffer> Parse(std::string_view text);
 };

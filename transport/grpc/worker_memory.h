@@ -1,6 +1,7 @@
 // A worker's side of the memory that routers share with it (lane_memory.h).
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
