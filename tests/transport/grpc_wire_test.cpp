@@ -11,6 +11,7 @@
 
 #include "tests/transport/grpc_harness.h"
 #include "transport/grpc/envelope.h"
+#include "transport/grpc/lane_memory.h"
 #include "transport/grpc/stream_hello.h"
 
 namespace moe {
@@ -153,6 +154,13 @@ class ForeignRouter {
     frame.set_frame(bytes);
     return call_->Write(frame);
   }
+  // Of the worker's metadata, once it has accepted.
+  std::string Answer(const std::string& key) {
+    call_->WaitForInitialMetadata();
+    const auto found = context_.GetServerInitialMetadata().find(key);
+    if (found == context_.GetServerInitialMetadata().end()) return "";
+    return {found->second.data(), found->second.size()};
+  }
   // Empty when the stream has ended.
   std::string Receive() {
     v1::Frame frame;
@@ -186,6 +194,45 @@ TEST(GrpcWire, AnyProtobufProgramCanBeARouter) {
     EXPECT_EQ(router.Receive().substr(sizeof(FrameHeader) + 1), "hello");
   }
   EXPECT_TRUE(router.End().ok());
+}
+
+TEST(GrpcWire, AnyProgramCanShareMemoryWithAWorkerAndSendsNoFrameBesideIt) {
+  GrpcWorkerThread worker({.listen = "127.0.0.1:0", .limits = kLimits});
+  const LaneMemory memory = Must(LaneMemory::Create(kLimits));
+  const SharedBell bell = Must(SharedBell::Create());
+  auto metadata = HelloMap();
+  metadata["moe-memory"] = MemoryOffer{.lanes = memory.name(), .bell = bell.name()}.ToText();
+  ForeignRouter router(worker.address(), metadata);
+  const SharedBell theirs = Must(SharedBell::Open(router.Answer("moe-memory")));
+  RouterLanes lanes(memory.lanes(), {.limits = kLimits}, Rank(1), theirs.bell());
+  for (std::uint64_t n = 1; n <= 3; ++n) {
+    std::memset(lanes.request(1).data(), static_cast<int>(Command::kEcho), 5);
+    lanes.Send(1, n, 5);
+    const Deadline deadline = After(kDeadline);
+    while (!Must(lanes.TakeReply(1, n))) ASSERT_LT(Clock::now(), deadline);
+    EXPECT_EQ(lanes.reply(1).size(), 5u);
+  }
+  EXPECT_GE(bell.bell().count(), 3u);
+  ASSERT_TRUE(router.Send(EchoFrame(4, "hello")));
+  EXPECT_THAT(router.Receive(), HasSubstr("rank 0 sent a frame in its stream, but shares memory"));
+  EXPECT_EQ(router.End().error_code(), grpc::StatusCode::INTERNAL);
+}
+
+TEST(GrpcWire, AnOfferThatIsNoneOrOutOfReachLeavesFramesInTheStream) {
+  GrpcWorkerThread worker({.listen = "127.0.0.1:0", .limits = kLimits});
+  const std::string gone = Must(SharedBell::Create()).name();
+  const SharedBell bell = Must(SharedBell::Create());
+  std::uint64_t epoch = 0;
+  for (const std::string& offer : {std::string("x"), std::string("a b"), Cat(gone, " ", gone),
+                                   Cat(bell.name(), " ", bell.name()), Cat(bell.name(), " ", gone)}) {
+    auto metadata = HelloMap();
+    metadata["moe-memory"] = offer;
+    metadata["moe-router"] = Cat(100 + ++epoch);
+    ForeignRouter router(worker.address(), metadata);
+    EXPECT_EQ(router.Answer("moe-memory"), "") << offer;
+    ASSERT_TRUE(router.Send(EchoFrame(1, "hello")));
+    EXPECT_EQ(router.Receive().substr(sizeof(FrameHeader) + 1), "hello");
+  }
 }
 
 TEST(GrpcWire, RepliesStillComeToARouterThatSaysNothingMore) {
