@@ -23,8 +23,8 @@ constexpr bool IsQuantized(WeightType type) { return type == WeightType::kInt8 |
 constexpr std::size_t BytesPerWeight(WeightType type) { return type == WeightType::kF32 ? 4 : 2; }
 
 // Conversions. Widening is exact; narrowing rounds to nearest, ties to even, and keeps NaN. Those of bf16 are here, and
-// without a branch, so that loops over them become vector code: a step of 32 sequences converts 500,000 elements a layer
-// of what goes to the experts and comes back.
+// without a branch, so that loops over them become vector code: a step of 32 sequences converts 500,000 elements a
+// layer of what goes to the experts and comes back.
 
 constexpr float Bf16ToF32(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);  // bf16 is the upper half of an fp32

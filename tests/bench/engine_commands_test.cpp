@@ -315,10 +315,11 @@ TEST_F(Program, TransportMeasuresWhatOneProcessCanHave) {
   EXPECT_EQ(report["config"]["bytes"], "64,4096");
   EXPECT_EQ(report["config"]["workers"], "2");
   const json& results = report["results"];
-  ASSERT_EQ(results.size(), 6u);
+  ASSERT_EQ(results.size(), 9u);
+  const char* const transports[] = {"inprocess", "grpc", "grpc_streams"};
   const std::pair<int, int> tests[] = {{1, 64}, {2, 64}, {2, 4096}};
   for (std::size_t i = 0; i < results.size(); ++i) {
-    EXPECT_EQ(results[i]["transport"], i < 3 ? "inprocess" : "grpc");
+    EXPECT_EQ(results[i]["transport"], transports[i / 3]);
     EXPECT_EQ(results[i]["baselines"][0]["name"], i < 3 ? "memcpy" : "raw_grpc");
     EXPECT_EQ(results[i]["workers"], tests[i % 3].first);
     EXPECT_EQ(results[i]["request_bytes"], tests[i % 3].second);
