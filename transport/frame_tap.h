@@ -19,4 +19,9 @@ class FrameTap {
   virtual bool Pass(FrameHeader& header, std::span<std::byte> payload, WorkerId worker) = 0;
 };
 
+/// Makes a frame of `frame`, room for the header and then the payload in place: seals the header, which knows all but
+/// its checksums, and writes it. False when `tap`, which may be null, takes the frame away.
+bool CompleteFrame(FrameHeader header, std::span<std::byte> frame, bool payload_checksum, FrameTap* tap,
+                   WorkerId worker);
+
 }  // namespace moe

@@ -11,14 +11,12 @@
 namespace moe {
 namespace {
 
-// Completes the frame whose payload lies in `frame`; its length, or nothing when the tap takes it away.
-std::optional<std::size_t> Complete(FrameHeader header, std::span<std::byte> frame, const LaneTerms& terms) {
-  const std::span<std::byte> payload = frame.subspan(kFrameHeaderBytes, header.payload_bytes);
+// The frame that `memory` is to become; its length, or nothing when the tap takes it away.
+std::optional<std::size_t> Complete(FrameHeader header, std::span<std::byte> memory, const LaneTerms& terms) {
   header.epoch = terms.epoch;
-  Seal(header, payload, terms.limits.payload_checksums);
-  if (terms.tap != nullptr && !terms.tap->Pass(header, payload, terms.worker)) return std::nullopt;
-  WriteFrameHeader(header, frame);
-  return kFrameHeaderBytes + payload.size();
+  const std::span<std::byte> frame = memory.first(kFrameHeaderBytes + header.payload_bytes);
+  if (!CompleteFrame(header, frame, terms.limits.payload_checksums, terms.tap, terms.worker)) return std::nullopt;
+  return frame.size();
 }
 
 // As long as the other end says it is, and not longer than the memory: a frame that says otherwise is refused then.

@@ -289,15 +289,13 @@ Status GrpcEndpoint::Refuse(Router& router, const Status& why) {
 bool GrpcEndpoint::SendFrame(Router& router, FrameKind kind, std::size_t slot, std::size_t bytes) {
   const bool refusal = slot == router.slots.size();
   FrameMemory& memory = refusal ? *router.refusal : *router.slots[slot].reply;
-  FrameHeader header{.kind = kind,
-                     .epoch = router.hello.epoch,
-                     .sequence = refusal ? router.last_sequence : router.slots[slot].sequence,
-                     .payload_bytes = bytes};
-  const std::span<std::byte> payload = memory.payload().first(bytes);
-  Seal(header, payload, router.limits().payload_checksums);
-  if (options_.tap != nullptr && !options_.tap->Pass(header, payload, options_.worker)) return false;
-  WriteFrameHeader(header, memory.frame());
-  streams_.Send(router.stream, {.slot = slot, .memory = &memory, .bytes = kFrameHeaderBytes + bytes});
+  const FrameHeader header{.kind = kind,
+                           .epoch = router.hello.epoch,
+                           .sequence = refusal ? router.last_sequence : router.slots[slot].sequence,
+                           .payload_bytes = bytes};
+  const std::span<std::byte> frame = memory.frame().first(kFrameHeaderBytes + bytes);
+  if (!CompleteFrame(header, frame, router.limits().payload_checksums, options_.tap, options_.worker)) return false;
+  streams_.Send(router.stream, {.slot = slot, .memory = &memory, .bytes = frame.size()});
   return true;
 }
 

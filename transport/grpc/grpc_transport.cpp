@@ -209,14 +209,12 @@ void GrpcTransport::SeeOff() {
 void GrpcTransport::SendRequest(std::size_t slot, std::size_t worker, std::size_t bytes) {
   if (memory_ != nullptr) return memory_->lanes(Id(worker)).Send(slot, slots_[slot].sequence, bytes);
   FrameMemory& memory = *slots_[slot].requests[worker];
-  FrameHeader header{
+  const FrameHeader header{
       .kind = FrameKind::kRequest, .epoch = epoch_, .sequence = slots_[slot].sequence, .payload_bytes = bytes};
-  const std::span<std::byte> payload = memory.payload().first(bytes);
-  Seal(header, payload, limits().payload_checksums);
-  if (tap_ != nullptr && !tap_->Pass(header, payload, Id(worker))) return;
-  WriteFrameHeader(header, memory.frame());
+  const std::span<std::byte> frame = memory.frame().first(kFrameHeaderBytes + bytes);
+  if (!CompleteFrame(header, frame, limits().payload_checksums, tap_, Id(worker))) return;
   slots_[slot].unsent[worker] = 1;
-  streams_.Send(Id(worker), {.slot = slot, .memory = &memory, .bytes = kFrameHeaderBytes + bytes});
+  streams_.Send(Id(worker), {.slot = slot, .memory = &memory, .bytes = frame.size()});
 }
 
 // Handles what has happened, to whatever exchange; false when there was nothing before the deadline, which may not have

@@ -32,10 +32,7 @@ Result<MpiLink> MpiLink::Connect(MpiWorld& world, const MpiTransportOptions& opt
 
 Status MpiLink::Send(MpiOperations& operations, OutgoingFrame out) const {
   out.header.epoch = epoch();
-  const std::span<std::byte> payload = out.frame.subspan(kFrameHeaderBytes);
-  Seal(out.header, payload, payload_checksums_);
-  if (tap_ != nullptr && !tap_->Pass(out.header, payload, out.worker)) return Status::Ok();
-  WriteFrameHeader(out.header, out.frame);
+  if (!CompleteFrame(out.header, out.frame, payload_checksums_, tap_, out.worker)) return Status::Ok();
   MOE_RETURN_IF_ERROR(operations.Send(out.place, out.frame, out.peer, out.tag));
   if (Doorbell* const bell = world_->bell(out.peer); bell != nullptr) bell->Ring();
   return Status::Ok();

@@ -212,12 +212,11 @@ Status NcclLink::UseThisThread() {
 
 Result<bool> NcclLink::Stage(std::size_t peer, FrameHeader header, std::span<std::byte> message) {
   header.epoch = kNcclEpoch;
-  const std::span<std::byte> payload = message.subspan(kNcclPayloadOffset);
-  Seal(header, payload, options_.limits.payload_checksums);
+  const std::span<std::byte> frame = message.subspan(kNcclPreambleBytes);
   const Rank worker = is_router() ? peers_[peer].out->peer() : Rank(options_.rank);
-  if (options_.tap != nullptr && !options_.tap->Pass(header, payload, WorkerId(worker.value() - 1))) return false;
-  WriteNcclPreamble(kFrameHeaderBytes + payload.size(), message);
-  WriteFrameHeader(header, message.subspan(kNcclPreambleBytes));
+  if (!CompleteFrame(header, frame, options_.limits.payload_checksums, options_.tap, WorkerId(worker.value() - 1)))
+    return false;
+  WriteNcclPreamble(frame.size(), message);
   MOE_RETURN_IF_ERROR(peers_[peer].out->Stage(message));
   return true;
 }
