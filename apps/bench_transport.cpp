@@ -147,10 +147,10 @@ int Report(const CLI::App& command, const TransportFlags& flags, const Plan& pla
 }
 
 TransportChoice ChoiceNamed(std::string_view name) {
-  if (name == "inprocess") return TransportChoice::kInProcess;
-  if (name == "nccl") return TransportChoice::kNccl;
-  if (name == "grpc") return TransportChoice::kGrpc;
-  return name == "grpc_streams" ? TransportChoice::kGrpcStreams : TransportChoice::kMpi;
+  for (const TransportChoice choice :
+       {TransportChoice::kMpi, TransportChoice::kGrpc, TransportChoice::kGrpcStreams, TransportChoice::kNccl})
+    if (name == JobTransportName(choice)) return choice;
+  return TransportChoice::kInProcess;
 }
 
 Result<int> RunInProcess(const CLI::App& command, const TransportFlags& flags) {

@@ -189,6 +189,37 @@ TEST(Grpc, ANewTransportReachesAWorkerThatHasComeBack) {
   EXPECT_TRUE(channels->failure(WorkerId(0)).ok());
 }
 
+// So go the workers of a job, each as soon as it has answered the last request.
+TEST(Grpc, AWorkerThatGoesAfterItsReplyHarmsNoExchange) {
+  for (const bool shared_memory : {false, true}) {
+    auto going = std::make_unique<GrpcWorkerThread>(WorkerOptions());
+    const auto staying = Must(GrpcWorkerServer::Start(WorkerOptions()));
+    const auto channels = ChannelsTo({going->address(), staying->address()});
+    std::atomic<bool> gone{false};
+    std::jthread worker([&] {
+      std::optional<IncomingRequest> request;
+      while (!request) request = Must(staying->endpoint().Receive(After(std::chrono::milliseconds(10))));
+      while (!gone) std::this_thread::yield();
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));  // in which the router hears of the other's end
+      EXPECT_TRUE(staying->endpoint().Reply(*request, 1).ok());
+    });
+    const auto transport = Must(MakeGrpcTransport(*channels, {.shared_memory = shared_memory}));
+    const auto exchange = transport->MakeExchange();
+    for (const WorkerId w : {WorkerId(0), WorkerId(1)})
+      exchange->request(w)[0] = static_cast<std::byte>(Command::kEcho);
+    ASSERT_TRUE(exchange->Start(std::vector<std::size_t>{8, 8}).ok());
+    while (exchange->completed_at(WorkerId(0)) == TimePoint()) ASSERT_FALSE(Must(exchange->Poll()));
+    going.reset();
+    gone = true;
+    const Status status = exchange->Wait(Generous());
+    EXPECT_TRUE(status.ok()) << status.message();
+    worker.join();
+    const Status next = Echo(*exchange, {8, 0});
+    EXPECT_EQ(next.code(), StatusCode::kUnavailable);
+    EXPECT_THAT(next.message(), HasSubstr("rank 1"));
+  }
+}
+
 TEST(Grpc, ANewTransportOfOneRouterTakesThePlaceOfItsOldOne) {
   GrpcWorkerServerOptions options = WorkerOptions();
   options.max_routers = 1;

@@ -49,6 +49,7 @@ class GrpcTransport final : public Transport {
         epoch_(channels.NextEpoch()),
         memory_(offers_memory ? MakeMemory() : nullptr),
         stray_(kFrameHeaderBytes + limits().max_reply_bytes),
+        lost_(attached_.size()),
         streams_(channels, static_cast<std::size_t>(limits().max_exchanges)) {
     for (int s = 0; s < limits().max_exchanges; ++s) slots_.emplace_back(attached_.size(), limits());
   }
@@ -97,8 +98,9 @@ class GrpcTransport final : public Transport {
   std::vector<Slot> slots_;
   AlignedBuffer<std::byte> stray_;  // a frame that answers no exchange under way
   std::uint64_t last_sequence_ = 0;
-  Status failure_;         // the first one, for good
-  RouterStreams streams_;  // last: it goes before the memory that its messages refer to
+  Status failure_;            // the first one, for good
+  std::vector<Status> lost_;  // by worker: why its stream has ended
+  RouterStreams streams_;     // last: it goes before the memory that its messages refer to
 };
 
 class GrpcExchange final : public Exchange {
@@ -187,6 +189,8 @@ Status GrpcExchange::Start(std::span<const std::size_t> request_bytes) {
   MOE_CHECK(slot_.num_pending == 0, "Start before the exchange ended");
   MOE_RETURN_IF_ERROR(CheckRequestBytes(transport_, request_bytes));
   MOE_RETURN_IF_ERROR(transport_.CheckAttached(request_bytes));
+  for (std::size_t w = 0; w < request_bytes.size(); ++w)
+    if (request_bytes[w] > 0 && !transport_.lost_[w].ok()) return transport_.Fail(transport_.lost_[w]);
   slot_.Begin(++transport_.last_sequence_, request_bytes);
   std::ranges::fill(slot_.reply_bytes, std::size_t{0});
   for (std::size_t w = 0; w < request_bytes.size(); ++w) {
@@ -278,9 +282,11 @@ bool GrpcTransport::Handle(const RouterStreams::Event& event) {
       return true;
     }
     case RouterStreams::EventKind::kLost:
-      // What it has replied before it went is there.
+      // What it has replied before it went is there. Nobody else is harmed by the end of one that owes nothing.
       if (memory_ != nullptr) TakeLaneReplies();
-      Fail(event.failure);
+      lost_[worker] = event.failure;
+      if (std::ranges::any_of(slots_, [worker](const Slot& slot) { return slot.pending[worker] != 0; }))
+        Fail(event.failure);
       return true;
   }
   return false;
